@@ -1,0 +1,139 @@
+"""From what TorchServe hands a worker to the instances that a model is asked about."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+
+from handler.errors import PayloadTooLargeError, RequestError
+
+MAX_BODY_BYTES = 1 << 20
+MAX_INSTANCES = 1024
+_FINITE = (-sys.float_info.max, sys.float_info.max)
+
+
+def body_of(request: Mapping[str, Any]) -> Any:
+    """The body of one request, or of its multipart field `data`.
+
+    Bytes as they arrived, unless the server decoded JSON itself, as a TorchServe whose
+    `decode_input_request` has its default does: then the decoded value.
+
+    Raises:
+        RequestError: no body, or form fields other than `data`.
+        PayloadTooLargeError: over 1 MiB.
+    """
+    for name in ("data", "body"):
+        if name in request:
+            body = request[name]
+            break
+    else:
+        if not request:
+            raise RequestError("the request has no body")
+        names = ", ".join(sorted(map(repr, request)))[:200]
+        raise RequestError(
+            f"expected an image or JSON as the body, or a multipart field 'data'; got the form "
+            f"fields {names}"
+        )
+    if isinstance(body, str):
+        body = body.encode()
+    if isinstance(body, bytes | bytearray):
+        if not body:
+            raise RequestError("the request has no body")
+        if len(body) > MAX_BODY_BYTES:
+            raise PayloadTooLargeError(
+                f"the body has {len(body)} bytes; the limit is {MAX_BODY_BYTES}"
+            )
+    return body
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """Decode a JSON body.
+
+    Raises:
+        RequestError: not JSON, nested too deeply, or with a constant that JSON does not have.
+    """
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise RequestError("the body is JSON nested too deeply") from None
+    except ValueError as error:  # also UnicodeDecodeError, and integers of over 4,300 digits
+        raise RequestError(f"the body is not valid JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def instances_of(document: Any) -> list[Any]:
+    """The list under `instances`.
+
+    Raises:
+        RequestError: the document has none, or an empty one.
+        PayloadTooLargeError: it has over 1,024.
+    """
+    if not isinstance(document, dict) or "instances" not in document:
+        raise RequestError('expected a JSON object with "instances"')
+    instances = document["instances"]
+    if not isinstance(instances, list):
+        raise RequestError(f"instances: expected a list, got {describe(instances)}")
+    if not instances:
+        raise RequestError(f"instances: expected 1 to {MAX_INSTANCES}, got 0")
+    if len(instances) > MAX_INSTANCES:
+        raise PayloadTooLargeError(
+            f"instances: expected 1 to {MAX_INSTANCES}, got {len(instances)}"
+        )
+    return instances
+
+
+def parse_numbers(
+    value: Any, shape: tuple[int, ...], bounds: tuple[float, float] | None, where: str
+) -> torch.Tensor:
+    """One instance given as nested lists of numbers.
+
+    Args:
+        value: what the JSON held.
+        shape: the lengths expected, outermost first.
+        bounds: the smallest and largest number accepted; None accepts every finite number.
+        where: what to call the value in an error, such as `instances[1]`.
+
+    Returns:
+        float32 of `shape`, infinite where a number is beyond float32's range.
+
+    Raises:
+        RequestError: another shape, something that is no number, or one out of bounds.
+    """
+    _check_numbers(value, shape, bounds, where)
+    return torch.tensor(value, dtype=torch.float64).to(torch.float32)
+
+
+def _check_numbers(
+    value: Any, shape: tuple[int, ...], bounds: tuple[float, float] | None, where: str
+) -> None:
+    length, *inner = shape
+    what = "rows" if inner else "numbers"
+    if not isinstance(value, list):
+        raise RequestError(f"{where}: expected {length} {what}, got {describe(value)}")
+    if len(value) != length:
+        raise RequestError(f"{where}: expected {length} {what}, got {len(value)}")
+    if inner:
+        for index, row in enumerate(value):
+            _check_numbers(row, tuple(inner), bounds, f"{where}[{index}]")
+        return
+    low, high = bounds or _FINITE
+    for index, number in enumerate(value):
+        if type(number) not in (int, float):  # bool is an int to isinstance
+            raise RequestError(f"{where}[{index}]: expected a number, got {describe(number)}")
+        if not low <= number <= high:  # false of NaN too
+            expected = f"number from {low:g} to {high:g}" if bounds else "finite number"
+            raise RequestError(f"{where}[{index}]: expected a {expected}, got {str(number)[:20]}")
+
+
+def describe(value: Any) -> str:
+    """Name the JSON type of a value, for an error."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return {dict: "an object", list: "a list", str: "a string"}.get(type(value), "a number")

@@ -1,0 +1,162 @@
+"""What the server process is told: `config.properties`, overridden by the environment."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# Of the same form as TorchServe's, and in the same file, but read by this process alone. The
+# environment variable is the key in capitals; TorchServe's own keys have `TS_` before that.
+_OWN_DEFAULTS = {
+    "telemetry_address": "http://127.0.0.1:8083",
+    "drain_grace_seconds": "5",
+    "drain_timeout_seconds": "30",
+}
+_TORCHSERVE_DEFAULTS = {
+    "inference_address": "http://127.0.0.1:8080",
+    "management_address": "http://127.0.0.1:8081",
+    "metrics_address": "http://127.0.0.1:8082",
+    "grpc_inference_address": "127.0.0.1",
+    "grpc_inference_port": "7070",
+    "grpc_management_address": "127.0.0.1",
+    "grpc_management_port": "7071",
+    "model_store": "model_store",
+    "load_models": "all",
+    "default_startup_timeout": "120",
+    "vmargs": "",
+}
+
+
+class ConfigurationError(Exception):
+    """The configuration cannot be used; the message names the key and what was wrong with it."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a listener binds.
+
+    Attributes:
+        host: name or IPv4 address.
+        port: 1 to 65535; 0 has the kernel choose, for gRPC only.
+        variable: the environment variable that moves it.
+    """
+
+    host: str
+    port: int
+    variable: str
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it."""
+        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 (compared)
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The configuration of one run.
+
+    Attributes:
+        config_file: the properties file; TorchServe reads it too.
+        inference, management, metrics: TorchServe's listeners.
+        grpc: TorchServe's two gRPC listeners.
+        telemetry: this process's own listener, for health.
+        model_store: the directory of archives.
+        models: archives to serve, by name with or without `.mar`; empty means all there are.
+        startup_timeout: seconds until every model must have answered its warm-up prediction.
+        drain_grace: seconds after SIGTERM in which new requests are still expected.
+        drain_timeout: seconds after the grace in which requests in flight must be answered.
+        vmargs: options of the JVM.
+    """
+
+    config_file: Path
+    inference: Address
+    management: Address
+    metrics: Address
+    grpc: tuple[Address, Address]
+    telemetry: Address
+    model_store: Path
+    models: tuple[str, ...]
+    startup_timeout: float
+    drain_grace: float
+    drain_timeout: float
+    vmargs: tuple[str, ...]
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Every listener, in the order of the ports table."""
+        return (self.inference, self.management, self.metrics, self.telemetry, *self.grpc)
+
+
+def load_settings(
+    config_file: Path,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    model_store: Path | None = None,
+    models: tuple[str, ...] = (),
+) -> Settings:
+    """Resolve the configuration: arguments over environment over file over defaults.
+
+    Raises:
+        ConfigurationError: the file is missing, or a value cannot be used.
+    """
+    try:
+        values = _read_properties(config_file)
+    except OSError as error:
+        raise ConfigurationError(f"{config_file}: {error.strerror}") from None
+    variables = {key: key.upper() for key in _OWN_DEFAULTS}
+    variables |= {key: f"TS_{key.upper()}" for key in _TORCHSERVE_DEFAULTS}
+
+    def value(key: str) -> str:
+        default = _OWN_DEFAULTS.get(key) or _TORCHSERVE_DEFAULTS.get(key, "")
+        return environ.get(variables[key], values.get(key, default)).strip()
+
+    def seconds(key: str) -> float:
+        try:
+            number = float(value(key))
+        except ValueError:
+            number = -1
+        if not 0 <= number < 1e6:
+            raise ConfigurationError(
+                f"{key} ({variables[key]}): expected seconds, got {value(key)!r}"
+            )
+        return number
+
+    def http(key: str) -> Address:
+        match = re.fullmatch(r"http://([^:/]+):(\d{1,5})/?", value(key))
+        if not match or not 0 < int(match[2]) < 65536:
+            raise ConfigurationError(
+                f"{key} ({variables[key]}): expected http://HOST:PORT, got {value(key)!r} "
+                f"(TLS ends at the gateway)"
+            )
+        return Address(match[1], int(match[2]), variables[key])
+
+    def grpc(name: str) -> Address:
+        port = value(f"{name}_port")
+        if not port.isdecimal() or int(port) > 65535:
+            raise ConfigurationError(f"{name}_port: expected 0 to 65535, got {port!r}")
+        return Address(value(f"{name}_address"), int(port), variables[f"{name}_port"])
+
+    listed = () if value("load_models") in ("", "all", "ALL") else value("load_models").split(",")
+    return Settings(
+        config_file=config_file,
+        inference=http("inference_address"),
+        management=http("management_address"),
+        metrics=http("metrics_address"),
+        grpc=(grpc("grpc_inference"), grpc("grpc_management")),
+        telemetry=http("telemetry_address"),
+        model_store=model_store or Path(value("model_store")),
+        models=models or tuple(name.strip() for name in listed),
+        startup_timeout=seconds("default_startup_timeout"),
+        drain_grace=seconds("drain_grace_seconds"),
+        drain_timeout=seconds("drain_timeout_seconds"),
+        vmargs=tuple(value("vmargs").split()),
+    )
+
+
+def _read_properties(file: Path) -> dict[str, str]:
+    """The subset of Java's format that `config.properties` uses: `key=value` and `#` lines."""
+    lines = (line.strip() for line in file.read_text().splitlines())
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, _, value in pairs}

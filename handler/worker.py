@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""The Python that TorchServe starts its workers with.
+
+It runs TorchServe's own worker unchanged, and leaves three things in the run's directory for the
+server process, which TorchServe itself tells nobody: whether the worker is busy (so that a drain
+knows when the last request is answered, whatever handler serves it), why a model failed to load,
+and nothing at all in the log for a request that went well.
+"""
+
+import functools
+import json
+import logging
+import mmap
+import os
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+RUN_DIRECTORY = "HANDLER_RUN_DIRECTORY"
+BUSY = "busy"
+FAILED = "failed"
+
+
+def instrument(run_directory: Path) -> None:
+    """Wrap the two calls of TorchServe's worker through which every handler is reached."""
+    from ts.model_loader import TsModelLoader
+    from ts.service import Service
+
+    flag_file = run_directory / BUSY / str(os.getpid())
+    flag_file.write_bytes(b"\0")
+    with flag_file.open("r+b") as file:
+        busy = mmap.mmap(file.fileno(), 1)
+    load, predict = TsModelLoader.load, Service.predict
+
+    @functools.wraps(load)
+    def reporting_load(loader: Any, model_name: str, *args: Any, **kwargs: Any) -> Any:
+        failure = run_directory / FAILED / f"{model_name}.json"
+        try:
+            service = load(loader, model_name, *args, **kwargs)
+        except BaseException as error:
+            report = {
+                "error": "".join(traceback.format_exception_only(error)).strip(),
+                "traceback": traceback.format_exc(),
+            }
+            partial = failure.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(report))
+            partial.replace(failure)
+            raise
+        failure.unlink(missing_ok=True)
+        # TorchServe's worker logs a line a batch, which its frontend reads and writes again.
+        logging.disable(logging.INFO)
+        return service
+
+    @functools.wraps(predict)
+    def marking_predict(service: Any, batch: Any) -> Any:
+        busy[0] = 1
+        try:
+            return predict(service, batch)
+        finally:
+            busy[0] = 0
+
+    TsModelLoader.load = reporting_load
+    Service.predict = marking_predict
+
+
+def main() -> None:
+    """Run the script given, instrumented if it is the worker."""
+    del sys.path[0]  # this file's directory, whose modules would hide others of their names
+    del sys.argv[0]
+    run_directory = os.environ.get(RUN_DIRECTORY)
+    if run_directory and Path(sys.argv[0]).name == "model_service_worker.py":
+        instrument(Path(run_directory))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

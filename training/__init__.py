@@ -1,0 +1,1 @@
+"""Trains models, checks them and packs them as TorchServe archives."""

@@ -1,0 +1,62 @@
+"""How good a network is on a split."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from training.data import Split
+
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one split.
+
+    Attributes:
+        instances: how many.
+        accuracy: share whose most probable class is the label.
+        log_loss: mean of minus the logarithm of the label's probability.
+        min_confidence: the label's probability where it is least.
+        label_shares: how often each class was answered.
+    """
+
+    instances: int
+    accuracy: float
+    log_loss: float
+    min_confidence: float
+    label_shares: tuple[float, ...]
+
+    def rounded(self) -> dict[str, Any]:
+        """As a dictionary, to six digits."""
+        return {
+            name: [round(share, 6) for share in value]
+            if isinstance(value, tuple)
+            else round(value, 6)
+            for name, value in asdict(self).items()
+        }
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Probabilities of instances [n, ...] as float32 [n, classes], on the CPU, batch by batch."""
+    return torch.cat([model(part).cpu() for part in x.split(_BATCH)])
+
+
+def evaluate(model: nn.Module, split: Split) -> Evaluation:
+    """Measure a model that answers probabilities, in evaluation mode."""
+    probabilities = predict(model, split.x)
+    labels = split.y.cpu()
+    answers = probabilities.argmax(dim=1)
+    of_label = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
+    counts = torch.bincount(answers, minlength=probabilities.shape[1])
+    return Evaluation(
+        instances=len(split),
+        accuracy=(answers == labels).double().mean().item(),
+        log_loss=functional.nll_loss(probabilities.clamp_min(1e-12).log(), labels).item(),
+        min_confidence=of_label.min().item(),
+        label_shares=tuple((counts / len(split)).tolist()),
+    )

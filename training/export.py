@@ -1,0 +1,92 @@
+"""From a trained network to TorchScript that serves requests as they come."""
+
+import io
+import re
+import zipfile
+
+import torch
+from torch import nn
+
+from training.evaluation import predict
+
+_TOLERANCE = 1e-5
+_CLASS_NUMBER = re.compile(rb"[./]___torch_mangle_\d+")
+
+
+class ExportError(Exception):
+    """TorchScript and the eager network disagree."""
+
+
+class ServedModel(nn.Module):
+    """The network between the numbers of a request and the probabilities of an answer.
+
+    Args:
+        normalise: float32 [n, *input_shape] to the network's input.
+        network: the trained part.
+        probabilities: the network's output to float32 [n, classes].
+    """
+
+    def __init__(self, normalise: nn.Module, network: nn.Module, probabilities: nn.Module) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.network = network
+        self.probabilities = probabilities
+
+    def raw(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's output for instances [n, *input_shape], for the loss."""
+        output: torch.Tensor = self.network(self.normalise(x.to(torch.float32)))
+        return output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Probabilities, float32 [n, classes], of instances [n, *input_shape] of any dtype."""
+        probabilities: torch.Tensor = self.probabilities(self.raw(x))
+        return probabilities
+
+
+def to_torchscript(model: ServedModel, x: torch.Tensor) -> bytes:
+    """Script a trained model, freeze it and check that it answers as before.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        x: real instances [n, *input_shape] to check with.
+
+    Returns:
+        The TorchScript file; the same weights give the same bytes wherever they were trained.
+
+    Raises:
+        ExportError: another label, or a probability that differs by over 1e-5.
+    """
+    content = _save(torch.jit.freeze(torch.jit.script(model)))
+    loaded = torch.jit.load(io.BytesIO(content))
+    expected, answered = predict(model, x), predict(loaded, x)
+    difference = (expected - answered).abs().max().item()
+    labels_differ = int((expected.argmax(dim=1) != answered.argmax(dim=1)).sum())
+    if labels_differ or not difference <= _TOLERANCE:
+        raise ExportError(
+            f"TorchScript differs from the network on {len(x)} instances: {labels_differ} labels, "
+            f"probabilities by up to {difference:.1e} (allowed: {_TOLERANCE:.0e})"
+        )
+    return content
+
+
+def _save(frozen: torch.jit.ScriptModule) -> bytes:
+    """Save a frozen module, of which one class is left, so that equal modules give equal bytes.
+
+    Torch itself records the paths of the source files, and numbers the class by how many this
+    process has scripted before.
+    """
+    saved, cleaned = io.BytesIO(), io.BytesIO()
+    torch.jit.save(frozen, saved)
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(cleaned, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith(".debug_pkl"):
+                continue
+            if name.endswith((".py", "/data.pkl")):
+                content = _CLASS_NUMBER.sub(b"", content)
+            target.writestr(_CLASS_NUMBER.sub(b"", name.encode()).decode(), content)
+    cleaned.seek(0)
+    # Loaded and saved once more, torch aligns the weights in the file as it wants them.
+    resaved = io.BytesIO()
+    torch.jit.save(torch.jit.load(cleaned), resaved)
+    return resaved.getvalue()
