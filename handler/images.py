@@ -41,12 +41,12 @@ def decode(data: bytes | bytearray) -> torch.Tensor:
         RequestError: truncated, corrupt, or blank.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise UnsupportedMediaTypeError(
             f"not a supported image: expected one of {', '.join(FORMATS)}"
         ) from None
-    except Exception as error:  # a header with the right magic can fail in any way after it
+    except Exception as error:  # noqa: BLE001 (after the right magic a header can fail in any way)
         raise RequestError(f"the image cannot be read: {error}") from None
     if max(image.size) > MAX_SIDE:
         raise PayloadTooLargeError(
@@ -54,7 +54,7 @@ def decode(data: bytes | bytearray) -> torch.Tensor:
         )
     try:
         image.load()
-    except Exception as error:  # Pillow's decoders raise nearly every built-in exception
+    except Exception as error:  # noqa: BLE001 (decoders raise nearly every built-in exception)
         raise RequestError(f"the {image.format} image cannot be decoded: {error}") from None
     if image.size == (SIDE, SIDE) and image.mode in ("1", "L") and not image.has_transparency_data:
         image = image.convert("L")

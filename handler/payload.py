@@ -30,7 +30,11 @@ def body_of(request: Mapping[str, Any]) -> Any:
             break
     else:
         if not request:
-            raise RequestError("the request has no body")
+            # TorchServe parses a form before a worker sees it, and what is none comes out empty.
+            raise RequestError(
+                "the request has no body, or one of the content type "
+                "application/x-www-form-urlencoded (curl's for -d), which is read as a form"
+            )
         names = ", ".join(sorted(map(repr, request)))[:200]
         raise RequestError(
             f"expected an image or JSON as the body, or a multipart field 'data'; got the form "
@@ -136,4 +140,5 @@ def describe(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return {dict: "an object", list: "a list", str: "a string"}.get(type(value), "a number")
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    return names.get(type(value), "a number")

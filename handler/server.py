@@ -1,5 +1,4 @@
-"""The server process: brings TorchServe up, says how it is, and takes it down without losing a
-request."""
+"""The server process: brings TorchServe up, says how it is, and takes it down, losing nothing."""
 
 import contextlib
 import errno
@@ -92,7 +91,9 @@ class Server:
             self._signals.append(signal.Signals(number))
             self._wake.set()
 
-        previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {
+            number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             yield
         finally:
@@ -139,8 +140,11 @@ class Server:
         if "mnist" in names:
             lines.append(f"  curl -T samples/seven.png {inference}/predictions/mnist")
         if "xor" in names:
-            lines.append(f"""  curl -d '{{"instances": [[0, 1], [1, 1]]}}' \\\n""" + " " * 7 +
-                         f"-H 'Content-Type: application/json' {inference}/predictions/xor")
+            lines.append(
+                """  curl -d '{"instances": [[0, 1], [1, 1]]}' \\\n"""
+                + " " * 7
+                + f"-H 'Content-Type: application/json' {inference}/predictions/xor"
+            )
         lines.append(f"readiness at {telemetry}/readyz; Ctrl-C stops")
         print("\n".join(lines), flush=True)
 
@@ -215,7 +219,11 @@ class Server:
         with self._readiness_lock:
             for archive in self._archives:
                 reason = self._why_not_ready(archive)
-                key = archive.name if archive.name not in models else f"{archive.name}/{archive.version}"
+                key = (
+                    archive.name
+                    if archive.name not in models
+                    else f"{archive.name}/{archive.version}"
+                )
                 models[key] = {"version": archive.version, "ready": reason is None}
                 if reason:
                     models[key]["reason"] = reason
@@ -264,7 +272,11 @@ def check_ports(settings: Settings) -> None:
             try:
                 listener.bind((address.host, address.port))
             except OSError as error:
-                reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+                reason = (
+                    "is in use"
+                    if error.errno == errno.EADDRINUSE
+                    else f"cannot be used: {error.strerror}"
+                )
                 raise ServerError(
                     f"address {where} {reason}; {address.variable} moves it"
                 ) from None

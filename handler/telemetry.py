@@ -37,16 +37,18 @@ class TelemetryServer:
                 if self.command != "HEAD":
                     self.wfile.write(body)
 
-            do_HEAD = do_GET
+            do_HEAD = do_GET  # noqa: N815 (the base class calls it so)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (likewise)
                 """Probes come every few seconds; a line for each would bury all others."""
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
 
         self._server = Server((address.host, address.port), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        )
 
     def start(self) -> None:
         """Answer from now on, in a thread."""

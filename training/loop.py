@@ -1,15 +1,12 @@
 """The training loop: seeded, with a progress bar."""
 
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from training.data import Split
@@ -45,8 +42,6 @@ def seed_everything(seed: int) -> None:
     Torch raises where an operation has no such implementation.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's condition for it
-    random.seed(seed)
-    np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
 

@@ -1,7 +1,7 @@
 """MNIST digits: a small convolutional network, or a fully connected one.
 
 Recipe of `cnn`: three 3x3 convolutions of 16, 32 and 64 channels (1.9 million multiply-adds an
-image), 7 epochs of AdamW under a one-cycle schedule, label smoothing 0.05, and random rotation,
+image), 8 epochs of AdamW under a one-cycle schedule, label smoothing 0.02, and random rotation,
 scaling, shear and shift of every training image. README.md has the accuracy measured.
 """
 
@@ -18,13 +18,14 @@ from training.recipe import Architecture, NetworkOptions, Recipe
 
 
 class Normalise(nn.Module):
-    """From pixels, float32 [n, 28, 28] of 0 to 255, to [n, 1, 28, 28] of mean 0 and variance 1."""
+    """Gives pixels mean 0 and variance 1."""
 
     # Of all training pixels divided by 255.
     mean: Final = 0.1307
     std: Final = 0.3081
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From pixels, float32 [n, 28, 28] of 0 to 255, to [n, 1, 28, 28]."""
         return ((x / 255 - self.mean) / self.std).unsqueeze(1)
 
 
@@ -75,8 +76,8 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016)."""
-    return functional.cross_entropy(logits, labels, label_smoothing=0.05)
+    """Cross-entropy with a little label smoothing (Szegedy et al. 2016)."""
+    return functional.cross_entropy(logits, labels, label_smoothing=0.02)
 
 
 RECIPE = Recipe(
@@ -93,7 +94,7 @@ RECIPE = Recipe(
     normalisation=f"(x / 255 - {Normalise.mean}) / {Normalise.std}",
     loss=loss,
     augment=augment,
-    epochs=7,
+    epochs=8,
     learning_rate=6e-3,
     weight_decay=1e-2,
     one_cycle=True,

@@ -1,5 +1,9 @@
-"""The models that there are. A new one is a module here, one in `handler/`, and a line below."""
+"""The models that there are. A new one is a module here, one in `handler/`, and a name below."""
 
-from training import mnist, xor
+from importlib import import_module
 
-RECIPES = {module.RECIPE.name: module.RECIPE for module in (mnist, xor)}
+from training.recipe import Recipe
+
+MODELS = ("mnist", "xor")
+
+RECIPES: dict[str, Recipe] = {name: import_module(f"training.{name}").RECIPE for name in MODELS}

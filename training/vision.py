@@ -1,8 +1,9 @@
 """The one place that imports torchvision.
 
-torchvision's wheel on the package index is built for CUDA. Beside a CPU-only torch its C++ operators
-do not load, and `import torchvision` fails because it registers shape functions for two of them.
-Declaring those two first lets the import through. Where the operators do load, nothing is declared.
+torchvision's wheel on the package index is built for CUDA. Beside a CPU-only torch its C++
+operators do not load, and `import torchvision` fails, because it registers shape functions for two
+of them. Declaring those two first lets the import through. Where the operators do load, nothing is
+declared.
 """
 
 import sys

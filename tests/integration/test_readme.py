@@ -1,0 +1,153 @@
+"""What the README says to run is run, in a copy of the repository, as a newcomer would."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.serving import ROOT, free_addresses, wait_until
+from training.data import MNIST_DIR
+
+README = (ROOT / "README.md").read_text()
+SHELL_BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+PYTHON_BLOCKS = re.findall(r"`(\S+\.py)`[^`]*\n\n```python\n(.*?)```", README, re.DOTALL)
+DEFAULTS = [f"http://127.0.0.1:{port}" for port in (8080, 8081, 8082, 8083)]
+
+
+def block(start: str) -> str:
+    (found,) = (text for text in SHELL_BLOCKS if text.startswith(start))
+    return str(found)
+
+
+def test_every_shell_block_is_executed_here() -> None:
+    executed = ("make serve\n", "make test\n", "curl ", ".venv/bin/python -m training mnist ")
+    assert [text for text in SHELL_BLOCKS if not text.startswith(executed)] == []
+
+
+class Checkout:
+    """A copy of the repository with the environment that runs this test as its `.venv`."""
+
+    def __init__(self, directory: Path, store: Path) -> None:
+        self.directory = directory
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for name in filter(None, names.split("\0")):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, directory / name)
+        (directory / ".venv").symlink_to(sys.prefix)
+        for archive in store.glob("*.mar"):
+            shutil.copy(archive, directory / "model_store")
+        self.addresses = free_addresses()
+        # What an outer `make test` leaves in the environment is not the newcomer's.
+        inherited = {key: value for key, value in os.environ.items() if "MAKE" not in key}
+        self.environment = inherited | self.addresses | {"MNIST_DIR": str(ROOT / MNIST_DIR)}
+
+    def run(self, text: str, **environment: str) -> str:
+        for default, address in zip(DEFAULTS, self.addresses.values(), strict=True):
+            text = text.replace(default, address)
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=self.directory,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    @contextmanager
+    def serve(self) -> Iterator[None]:
+        """`make serve` until everything is ready; Ctrl-C at the end."""
+        output = self.directory / "output"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                ["bash", "-c", block("make serve")],
+                cwd=self.directory,
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+            def is_ready() -> bool:
+                assert process.poll() is None, output.read_text()
+                try:
+                    url = f"{self.addresses['TELEMETRY_ADDRESS']}/readyz"
+                    return requests.get(url, timeout=10).status_code == 200
+                except requests.ConnectionError:
+                    return False
+
+            try:
+                wait_until(is_ready, 120)
+                yield
+            finally:
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait(60)
+        assert "stopped: every request was answered" in output.read_text()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Checkout:
+    return Checkout(tmp_path_factory.mktemp("clone"), store)
+
+
+def test_serve_and_the_requests(checkout: Checkout) -> None:
+    with checkout.serve():
+        assert '"label": 7' in checkout.run(block("curl -T samples/seven.png"))
+        xor = checkout.run(block('curl -d \'{"instances": [[0, 0]'))
+        assert re.findall(r'"label": (\d)', xor) == ["0", "1", "1", "0"]
+        ready = checkout.run(block("curl http://127.0.0.1:8083/readyz"))
+        assert '"status": "ready"' in ready
+        # The lines that the server itself prints work when pasted, too.
+        printed = (checkout.directory / "output").read_text()
+        (line,) = re.findall(r"^  (curl -T .*)$", printed, re.MULTILINE)
+        assert '"label": 7' in checkout.run(line)
+        (lines,) = re.findall(r"^  (curl -d .*\\\n.*)$", printed, re.MULTILINE)
+        assert re.findall(r'"label": (\d)', checkout.run(lines)) == ["1", "0"]
+
+
+def test_make_test(checkout: Checkout) -> None:
+    """The command itself; that the tests pass is what the run that contains this one shows."""
+    collected = checkout.run(block("make test"), PYTEST_ADDOPTS="--collect-only -q")
+    assert "test_readme.py::test_make_test" in collected
+
+
+def test_training_by_hand(checkout: Checkout) -> None:
+    printed = checkout.run(block(".venv/bin/python -m training mnist"))
+    assert "mnist 1.0: mlp" in printed
+    assert (checkout.directory / "artifacts/mlp/mnist.mar").exists()
+
+
+def test_adding_a_model(checkout: Checkout) -> None:
+    for name, text in PYTHON_BLOCKS:
+        file = checkout.directory / name
+        if file.exists():  # one line of it is shown
+            start = text.partition("(")[0]
+            lines = file.read_text().splitlines(keepends=True)
+            (index,) = (i for i, line in enumerate(lines) if line.startswith(start))
+            lines[index] = text
+            file.write_text("".join(lines))
+        else:
+            file.write_text(text)
+    assert [name for name, _ in PYTHON_BLOCKS] == [
+        "training/simple.py",
+        "handler/simple.py",
+        "training/registry.py",
+    ]
+    mnist = (checkout.directory / "model_store/mnist.mar").read_bytes()
+    with checkout.serve():
+        answer = checkout.run(block('curl -d \'{"instances": [[1, 1, 1'))
+        assert '"model": "simple"' in answer
+        assert '"label": 1' in answer
+        assert '"label": 7' in checkout.run(block("curl -T samples/seven.png"))
+    assert (checkout.directory / "model_store/mnist.mar").read_bytes() == mnist
+    checkout.run(".venv/bin/python -m ruff check training handler && .venv/bin/python -m mypy")

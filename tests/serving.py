@@ -1,0 +1,158 @@
+"""Real servers on free ports, started as a user would and waited for by polling."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, TypeVar
+
+import psutil
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+T = TypeVar("T")
+LISTENERS = (
+    "TS_INFERENCE_ADDRESS",
+    "TS_MANAGEMENT_ADDRESS",
+    "TS_METRICS_ADDRESS",
+    "TELEMETRY_ADDRESS",
+)
+
+
+def free_addresses() -> dict[str, str]:
+    """An address with a port that nothing uses, for each listener's variable."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in LISTENERS]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        ports = [listener.getsockname()[1] for listener in sockets]
+    return {name: f"http://127.0.0.1:{port}" for name, port in zip(LISTENERS, ports, strict=True)}
+
+
+def wait_until(look: Callable[[], T], timeout: float = 60.0) -> T:
+    """Poll until `look` gives something true, and return it."""
+    deadline = time.monotonic() + timeout
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"not within {timeout} s; last seen: {seen!r}"
+        time.sleep(0.02)
+    return seen
+
+
+class ServerProcess:
+    """`python -m handler` in a process of its own, ended at the end of the `with` block.
+
+    Args:
+        store: directory of the archives.
+        models: which of them; all by default.
+        environment: on top of this process's and of free addresses.
+    """
+
+    def __init__(self, store: Path, *models: str, **environment: str) -> None:
+        # Of its own, so that a test sees what is left there; short, for the sockets in it.
+        self._temporary = tempfile.TemporaryDirectory(prefix="t-")
+        self.temporary = Path(self._temporary.name)
+        self.addresses = free_addresses() | {
+            name: value for name, value in environment.items() if name in LISTENERS
+        }
+        self.inference, self.management, self.metrics, self.telemetry = self.addresses.values()
+        command = [sys.executable, "-m", "handler", "--model-store", str(store)]
+        if models:
+            command += ["--models", *models]
+        self._log: IO[str] = (self.temporary / "output").open("w+")
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ
+            | {"TMPDIR": self._temporary.name, "LOG_LOCATION": f"{self._temporary.name}/logs"}
+            | self.addresses
+            | environment,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.family: list[psutil.Process] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if kind:
+            print(self.output)
+        self._log.close()
+        self._temporary.cleanup()
+
+    @property
+    def output(self) -> str:
+        """All that it has printed."""
+        return (self.temporary / "output").read_text()
+
+    @property
+    def last_line(self) -> str:
+        return self.output.rstrip().rpartition("\n")[2]
+
+    def url(self, model: str) -> str:
+        return f"{self.inference}/predictions/{model}"
+
+    def probe(self, path: str) -> tuple[int, str]:
+        """Status and body of a health path; 0 while nothing listens."""
+        try:
+            response = requests.get(f"{self.telemetry}{path}", timeout=10)
+        except requests.ConnectionError:
+            return 0, ""
+        return response.status_code, response.text
+
+    def wait_until_ready(self, timeout: float = 90.0) -> "ServerProcess":
+        def is_ready() -> bool:
+            assert self.process.poll() is None, self.output
+            return self.probe("/readyz")[0] == 200
+
+        wait_until(is_ready, timeout)
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+        return self
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """The exit code, once it has ended by itself."""
+        return self.process.wait(timeout)
+
+    def survivors(self) -> list[str]:
+        """The JVM and workers that were there when it was ready, if they still run."""
+        alive = (process for process in self.family if process.is_running())
+        return [" ".join(process.cmdline()[:3]) for process in alive if _runs(process)]
+
+    def accepted(self) -> float:
+        """Prediction requests that the frontend has taken in so far."""
+        lines = requests.get(f"{self.metrics}/metrics", timeout=10).text.splitlines()
+        counts = (line for line in lines if line.startswith("ts_inference_requests_total{"))
+        return sum(float(line.rpartition(" ")[2]) for line in counts)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@contextlib.contextmanager
+def serving(store: Path, *models: str, **environment: str) -> Iterator[ServerProcess]:
+    """A server that is ready."""
+    with ServerProcess(store, *models, **environment) as server:
+        yield server.wait_until_ready()

@@ -1,0 +1,78 @@
+"""An unpacked archive with an untrained network: all that the handler needs, in no time."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from handler.batching import BatchHandler
+from handler.card import CARD_FILE, TORCHSCRIPT_FILE, ModelCard
+from training.export import ServedModel, to_torchscript
+from training.recipe import NetworkOptions
+from training.registry import RECIPES
+
+
+def served_model(name: str, architecture: str | None = None) -> ServedModel:
+    recipe = RECIPES[name]
+    architecture = architecture or next(iter(recipe.architectures))
+    network = recipe.architectures[architecture].build(NetworkOptions())
+    return ServedModel(recipe.normalise, network, recipe.probabilities).eval()
+
+
+def make_card(name: str, torchscript: bytes = b"", **changes: Any) -> ModelCard:
+    recipe = RECIPES[name]
+    fields: dict[str, Any] = {
+        "name": name,
+        "version": "1.0",
+        "architecture": "none",
+        "classes": recipe.classes,
+        "input_shape": recipe.input_shape,
+        "input_bounds": recipe.input_bounds,
+        "normalisation": recipe.normalisation,
+        "data_sha256": "",
+        "source_sha256": "",
+        "seed": 0,
+        "libraries": {},
+        "git_commit": "",
+        "metrics": {},
+        "torchscript_sha256": hashlib.sha256(torchscript).hexdigest(),
+        "example": {},
+        "example_label": 0,
+    }
+    return ModelCard(**(fields | changes))
+
+
+class Context:
+    """What a handler uses of TorchServe's context."""
+
+    def __init__(self, directory: Path, size: int = 0) -> None:
+        self.system_properties = {"model_dir": str(directory), "gpu_id": None}
+        self.codes = [200] * size
+        self.content_types = [""] * size
+
+    def set_response_status(self, code: int, phrase: str, index: int) -> None:
+        assert phrase
+        self.codes[index] = code
+
+    def set_response_content_type(self, index: int, value: str) -> None:
+        self.content_types[index] = value
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Callable[[type[BatchHandler], str], BatchHandler]:
+    """Makes a handler that has loaded an untrained network of the model named."""
+
+    def load(handler_type: type[BatchHandler], name: str) -> BatchHandler:
+        torch.manual_seed(0)
+        example = torch.zeros(3, *RECIPES[name].input_shape)
+        content = to_torchscript(served_model(name), example)
+        (tmp_path / TORCHSCRIPT_FILE).write_bytes(content)
+        (tmp_path / CARD_FILE).write_text(make_card(name, content).to_json())
+        handler = handler_type()
+        handler.initialize(Context(tmp_path))
+        return handler
+
+    return load

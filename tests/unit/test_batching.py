@@ -1,0 +1,95 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from handler.batching import BatchHandler
+from handler.card import TORCHSCRIPT_FILE
+from handler.mnist import MnistHandler
+from handler.scripted import MAX_FORWARD
+from handler.xor import XorHandler
+from tests.images import b64, png
+from tests.unit.conftest import Context
+
+Load = Callable[[type[BatchHandler], str], BatchHandler]
+
+
+def ask(handler: BatchHandler, *bodies: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Status and answer of each body, sent as one batch."""
+    context = Context(Path(), len(bodies))
+    answers = handler.handle([{"body": body} for body in bodies], context)
+    assert context.content_types == ["application/json"] * len(bodies)
+    return [(c, json.loads(a)) for c, a in zip(context.codes, answers, strict=True)]
+
+
+def noise(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8, generator=generator)
+
+
+def test_each_request_is_answered_in_its_place(loaded: Load) -> None:
+    handler = loaded(XorHandler, "xor")
+    good = b'{"instances": [[0, 1], [1, 1]]}'
+    answers = ask(handler, good, b"{", good, b'{"instances": [[1]]}', b'{"instances": [[0, 0]]}')
+    assert [code for code, _ in answers] == [200, 400, 200, 400, 200]
+    assert [len(answer.get("predictions", [])) for _, answer in answers] == [2, 0, 2, 0, 1]
+    assert answers[0] == answers[2]
+    assert answers[3][1]["message"] == "instances[0]: expected 2 numbers, got 1"
+
+
+@pytest.mark.parametrize("size", [2, 7, 64, MAX_FORWARD + 3])
+def test_the_batch_does_not_change_the_numbers(loaded: Load, size: int) -> None:
+    handler = loaded(MnistHandler, "mnist")
+    bodies = [png(image) for image in noise(size)]
+    alone = [ask(handler, body)[0][1]["predictions"][0] for body in bodies[:8]]
+    mixed: list[Any] = [b"bad", *bodies[:1], b"{}", *bodies[1:]]
+    together = [answer for code, answer in ask(handler, *mixed) if code == 200]
+    assert len(together) == size
+    for one, many in zip(alone, together, strict=False):
+        (prediction,) = many["predictions"]
+        assert prediction["label"] == one["label"]
+        assert prediction["probabilities"] == pytest.approx(one["probabilities"], abs=1e-6)
+
+
+def test_a_batch_without_a_good_request(loaded: Load) -> None:
+    answers = ask(loaded(XorHandler, "xor"), b"", b"[]")
+    assert [code for code, _ in answers] == [400, 400]
+
+
+def test_a_defect_found_by_one_request_stays_with_it(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = loaded(XorHandler, "xor")
+    parse = handler.parse
+
+    def defective(request: Any) -> torch.Tensor:
+        if request["body"] == b"trigger":
+            raise ZeroDivisionError
+        return parse(request)
+
+    monkeypatch.setattr(handler, "parse", defective)
+    answers = ask(handler, b'{"instances": [[0, 1]]}', b"trigger")
+    assert [code for code, _ in answers] == [200, 500]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_body_that_the_server_has_decoded_already(loaded: Load) -> None:
+    """A TorchServe with its default configuration decodes JSON, and text, before the handler."""
+    handler = loaded(MnistHandler, "mnist")
+    (image,) = noise(1)
+    document = {"instances": [b64(png(image)), image.tolist()]}
+    raw, decoded, text = ask(handler, json.dumps(document).encode(), document, json.dumps(document))
+    assert raw == decoded == text
+    assert raw[0] == 200
+    assert [code for code, _ in ask(handler, [1], 5, None, "text")] == [400, 400, 400, 415]
+
+
+def test_a_torchscript_that_is_not_the_archived_one(loaded: Load, tmp_path: Path) -> None:
+    handler = loaded(XorHandler, "xor")
+    with (tmp_path / TORCHSCRIPT_FILE).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match="the archive was altered or damaged"):
+        handler.initialize(Context(tmp_path))

@@ -1,0 +1,60 @@
+import math
+
+import pytest
+
+from handler.errors import PayloadTooLargeError, RequestError
+from handler.payload import MAX_BODY_BYTES, body_of, instances_of, parse_json, parse_numbers
+
+
+def test_the_field_named_data_comes_first() -> None:
+    assert body_of({"body": b"a", "data": b"b"}) == b"b"
+    assert body_of({"body": "text"}) == b"text"
+
+
+@pytest.mark.parametrize("request_", [{}, {"body": b""}, {"data": bytearray()}])
+def test_no_body(request_: dict[str, bytes]) -> None:
+    with pytest.raises(RequestError, match="no body"):
+        body_of(request_)
+
+
+def test_the_limit_of_a_body_is_inclusive() -> None:
+    assert len(body_of({"body": bytes(MAX_BODY_BYTES)})) == MAX_BODY_BYTES
+    with pytest.raises(PayloadTooLargeError):
+        body_of({"body": bytes(MAX_BODY_BYTES + 1)})
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nul", b"\xff", b"[" * 200_000, b"Infinity"])
+def test_not_json(body: bytes) -> None:
+    with pytest.raises(RequestError):
+        parse_json(body)
+
+
+def test_instances_up_to_the_limit() -> None:
+    assert len(instances_of({"instances": [0] * 1024})) == 1024
+
+
+def test_numbers_keep_their_value() -> None:
+    assert parse_numbers([1, 0.5, -2e-3], (3,), None, "x").tolist() == pytest.approx(
+        [1, 0.5, -2e-3]
+    )
+    assert parse_numbers([[0, 255], [1, 2]], (2, 2), (0, 255), "x").tolist() == [[0, 255], [1, 2]]
+
+
+def test_beyond_float32_is_infinite() -> None:
+    assert parse_numbers([1e300, -1e300], (2,), None, "x").tolist() == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([math.nan, 0], r"x\[0\]: expected a finite number, got nan"),
+        ([0, 10**400], r"x\[1\]: expected a finite number, got 1000"),
+        ([0, False], r"x\[1\]: expected a number, got false"),
+        ([0, {}], r"x\[1\]: expected a number, got an object"),
+        ("ab", "x: expected 2 numbers, got a string"),
+        (None, "x: expected 2 numbers, got null"),
+    ],
+)
+def test_what_is_no_number(value: object, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        parse_numbers(value, (2,), None, "x")

@@ -1,0 +1,53 @@
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from handler.card import CARD_FILE, ModelCard
+from handler.store import StoreError, find_archives
+from tests.unit.conftest import make_card
+
+
+def write(file: Path, name: str, version: str = "1.0", card: str | None = None) -> Path:
+    with zipfile.ZipFile(file, "w") as archive:
+        manifest = {"model": {"modelName": name, "modelVersion": version}}
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        if card is not None:
+            archive.writestr(CARD_FILE, card)
+    return file
+
+
+def test_all_archives_or_those_named(tmp_path: Path) -> None:
+    write(tmp_path / "b.mar", "beta")
+    write(tmp_path / "a.mar", "alpha", card=make_card("xor").to_json())
+    assert [archive.name for archive in find_archives(tmp_path, ())] == ["alpha", "beta"]
+    assert [archive.name for archive in find_archives(tmp_path, ("b",))] == ["beta"]
+    (archive,) = find_archives(tmp_path, ("a.mar",))
+    assert archive.card == make_card("xor")
+
+
+def test_a_card_is_read_as_it_was_written() -> None:
+    card = make_card("mnist", example={"instances": [[1.5]]}, metrics={"test": {"accuracy": 0.5}})
+    assert ModelCard.from_json(card.to_json()) == card
+
+
+def test_two_versions_of_a_model_but_not_the_same_twice(tmp_path: Path) -> None:
+    write(tmp_path / "a.mar", "m", "1.0")
+    write(tmp_path / "b.mar", "m", "2.0")
+    assert len(find_archives(tmp_path, ())) == 2
+    write(tmp_path / "c.mar", "m", "2.0")
+    with pytest.raises(StoreError, match=r"b\.mar and .*c\.mar both hold model m 2\.0"):
+        find_archives(tmp_path, ())
+
+
+@pytest.mark.parametrize("card", ["{}", "[", '{"name": "x"}'])
+def test_a_card_that_cannot_be_read(tmp_path: Path, card: str) -> None:
+    write(tmp_path / "a.mar", "m", card=card)
+    with pytest.raises(StoreError, match=r"a\.mar is corrupt"):
+        find_archives(tmp_path, ())
+
+
+def test_no_such_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is not a directory: run `make train`"):
+        find_archives(tmp_path / "none", ())
