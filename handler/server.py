@@ -73,12 +73,11 @@ class Server:
                 telemetry.start()
                 try:
                     self._torchserve.start()
-                    if self._wait_until_ready():
-                        self._started = True
+                    self._wait_until_ready()
+                    if self._started:
                         self._announce()
                         self._wait_for_signal()
-                        return self._drain()
-                    return 0
+                    return self._drain()
                 finally:
                     self._torchserve.kill()
                     telemetry.stop()
@@ -100,8 +99,8 @@ class Server:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _wait_until_ready(self) -> bool:
-        """Wait for every model; False where a signal came first."""
+    def _wait_until_ready(self) -> None:
+        """Wait for every model, or for a signal."""
         deadline = time.monotonic() + self._settings.startup_timeout
         while not self._signals:
             self._check_torchserve()
@@ -111,7 +110,8 @@ class Server:
                     raise ServerError(f"model {archive.name} failed to load: {failure}")
             code, report = self.readiness()
             if code == 200:
-                return True
+                self._started = True
+                return
             if time.monotonic() > deadline:
                 reasons = "; ".join(
                     f"{name}: {model['reason']}"
@@ -123,7 +123,6 @@ class Server:
                     f"(TS_DEFAULT_STARTUP_TIMEOUT): {reasons}"
                 )
             self._wake.wait(_POLL_SECONDS)
-        return False
 
     def _check_torchserve(self) -> None:
         if self._torchserve.exit_code is not None:
@@ -156,9 +155,10 @@ class Server:
     def _drain(self) -> int:
         """Answer what is in flight, then return the exit code."""
         self._draining = True
-        # Nothing routes to a server in a terminal: the grace is for balancers that lag behind.
+        # The grace is for balancers that lag behind: none routes to a server in a terminal, nor to
+        # one that was never ready.
         by_hand = self._signals[0] == signal.SIGINT
-        grace = 0.0 if by_hand else self._settings.drain_grace
+        grace = self._settings.drain_grace if self._started and not by_hand else 0.0
         print(f"stopping: {self._signals[0].name}, draining", flush=True)
         grace_end = time.monotonic() + grace
         deadline = grace_end + self._settings.drain_timeout

@@ -190,6 +190,8 @@ class TorchServe:
         """Whether no request is queued, and no worker has one in hand."""
         try:
             statuses = [self.status(archive) for archive in self._archives]
+        except requests.ConnectionError:
+            return True  # nothing listens yet
         except requests.RequestException:
             return False
         return not any(status and status.pending for status in statuses) and not self._busy()

@@ -27,8 +27,9 @@ def foreign(store: Path, name: str, handler: str, config: str = "") -> Path:
     source, yaml = store / f"{name}_handler.py", store / f"{name}.yaml"
     source.write_text(handler)
     yaml.write_text(config or "batchSize: 1\n")
-    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name]
-    command += ["--version", "1.0", "--handler", str(source), "--config-file", str(yaml)]
+    command = [str(Path(sys.executable).with_name("torch-model-archiver"))]
+    command += ["--model-name", name, "--version", "1.0"]
+    command += ["--handler", str(source), "--config-file", str(yaml)]
     subprocess.run([*command, "--export-path", str(store)], check=True, env={"TMPDIR": str(store)})
     return store / f"{name}.mar"
 

@@ -55,7 +55,7 @@ def build(recipe: Recipe, card: ModelCard, torchscript: bytes, store: Path) -> P
             copy = extra / module.relative_to(ROOT)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(module, copy)
-        command = [sys.executable, "-m", "model_archiver.model_packaging"]
+        command = [str(Path(sys.executable).with_name("torch-model-archiver"))]
         command += ["--model-name", recipe.name, "--version", card.version]
         command += ["--serialized-file", str(stage / TORCHSCRIPT_FILE)]
         command += ["--handler", str(handler), "--extra-files", str(extra)]

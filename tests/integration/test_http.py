@@ -162,8 +162,8 @@ class TestAccuracy:
         instances = [b64(encode(transform(picture(image)))) for image in images]
         answers = [
             label
-            for start in range(0, len(instances), 20)
-            for label in labels(post(server, "mnist", {"instances": instances[start : start + 20]}))
+            for start in range(0, len(instances), 10)
+            for label in labels(post(server, "mnist", {"instances": instances[start : start + 10]}))
         ]
         right = sum(a == e for a, e in zip(answers, expected, strict=True))
         assert right >= 97

