@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from handler.card import ModelCard
-from handler.errors import RequestError, error_body
+from handler.errors import HandlerError, OutOfMemoryError, RequestError
 from handler.payload import body_of, instances_of, parse_json, parse_numbers
 from handler.scripted import ScriptedModel
 
@@ -53,24 +53,41 @@ class BatchHandler:
         """
         answers = [b""] * len(requests)
         accepted: list[tuple[int, torch.Tensor]] = []
+
+        def refuse(index: int, error: RequestError) -> None:
+            context.set_response_status(error.code, error.phrase, index)
+            answers[index] = error.body()
+
         for index, request in enumerate(requests):
             context.set_response_content_type(index, "application/json")
             try:
                 accepted.append((index, self.parse(request)))
             except RequestError as error:
-                context.set_response_status(error.code, error.phrase, index)
-                answers[index] = error.body()
+                refuse(index, error)
             except Exception:
-                # A defect of ours, found by one request; its neighbours are answered all the same.
+                # Found by one request; its neighbours are answered all the same.
                 logger.exception("a request of model %s could not be parsed", self.card.name)
-                context.set_response_status(500, "Internal Server Error", index)
-                answers[index] = error_body(500, "InternalServerException", "the handler failed")
-        if accepted:
+                refuse(index, HandlerError("the handler failed on this request"))
+        if not accepted:
+            return answers
+        try:
             probabilities = self.model(torch.cat([instances for _, instances in accepted]))
-            start = 0
-            for index, instances in accepted:
-                answers[index] = self.answer(probabilities[start : start + len(instances)])
-                start += len(instances)
+        except Exception as failure:
+            # Raised further, TorchServe would make it a 503, which says to come again.
+            logger.exception("model %s failed on a batch", self.card.name)
+            no_memory = isinstance(failure, MemoryError | torch.OutOfMemoryError)
+            answer = (
+                OutOfMemoryError("the batch does not fit into memory")
+                if no_memory
+                else HandlerError("the model failed on this batch")
+            )
+            for index, _ in accepted:
+                refuse(index, answer)
+            return answers
+        start = 0
+        for index, instances in accepted:
+            answers[index] = self.answer(probabilities[start : start + len(instances)])
+            start += len(instances)
         return answers
 
     def parse(self, request: Mapping[str, Any]) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""What a request can be refused for, and the body that says so."""
+"""What a request can be answered instead of predictions, and the body that says so."""
 
 import json
 
 
 class RequestError(Exception):
-    """The request is malformed: 400. Subclasses are the other refusals a client can mend."""
+    """The request is malformed: 400. Subclasses are what else can be wrong."""
 
     code = 400
     phrase = "Bad Request"
@@ -12,7 +12,8 @@ class RequestError(Exception):
 
     def body(self) -> bytes:
         """The error as TorchServe's frontend writes its own: JSON with code, type and message."""
-        return error_body(self.code, self.type, str(self))
+        error = {"code": self.code, "type": self.type, "message": str(self)}
+        return json.dumps(error).encode()
 
 
 class PayloadTooLargeError(RequestError):
@@ -31,6 +32,17 @@ class UnsupportedMediaTypeError(RequestError):
     type = "UnsupportedMediaTypeException"
 
 
-def error_body(code: int, type_: str, message: str) -> bytes:
-    """Serialise an error, without a trailing newline."""
-    return json.dumps({"code": code, "type": type_, "message": message}).encode()
+class OutOfMemoryError(RequestError):
+    """The batch does not fit into the device's memory: 507, as TorchServe itself says it."""
+
+    code = 507
+    phrase = "Insufficient Storage"
+    type = "OutOfMemoryException"
+
+
+class HandlerError(RequestError):
+    """A defect of the handler or the model, and not of the request: 500."""
+
+    code = 500
+    phrase = "Internal Server Error"
+    type = "InternalServerException"

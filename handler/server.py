@@ -104,14 +104,13 @@ class Server:
         deadline = time.monotonic() + self._settings.startup_timeout
         while not self._signals:
             self._check_torchserve()
-            for archive in self._archives:
-                failure = self._torchserve.load_failure(archive)
-                if failure:
-                    raise ServerError(f"model {archive.name} failed to load: {failure}")
-            code, report = self.readiness()
-            if code == 200:
-                self._started = True
+            _, report = self.readiness()
+            failures = {a.name: self._torchserve.load_failure(a) for a in self._archives}
+            if self._started:  # as seen here, or before by a probe
                 return
+            for name, failure in failures.items():
+                if failure:
+                    raise ServerError(f"model {name} failed to load: {failure}")
             if time.monotonic() > deadline:
                 reasons = "; ".join(
                     f"{name}: {model['reason']}"
@@ -230,6 +229,7 @@ class Server:
         if self._draining:
             return 503, {"status": "draining", "models": models}
         if all(model["ready"] for model in models.values()):
+            self._started = True
             return 200, {"status": "ready", "models": models}
         return 503, {"status": "not ready", "models": models}
 

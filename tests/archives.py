@@ -16,6 +16,20 @@ def handle(requests, context):
     return [bytes(request["body"]) for request in requests]
 """
 
+# Dies when it is told to, and cannot be loaded after that.
+DYING_HANDLER = """
+import os, pathlib
+
+dead = pathlib.Path(os.environ["LOG_LOCATION"]) / "dead"
+
+def handle(requests, context):
+    if requests is None:
+        assert not dead.exists()
+        return None
+    dead.touch()
+    os._exit(1)
+"""
+
 FAILING_HANDLER = """
 def handle(requests, context):
     raise LookupError("the weights are on holiday")

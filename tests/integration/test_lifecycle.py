@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from handler.torchserve import find_java
-from tests.archives import FAILING_HANDLER, SLOW_HANDLER, altered, foreign
+from tests.archives import DYING_HANDLER, FAILING_HANDLER, SLOW_HANDLER, altered, foreign
 from tests.serving import ROOT, ServerProcess, serving, wait_until
 
 
@@ -88,6 +88,32 @@ class TestReadiness:
             server.wait_until_ready()
             response = requests.post(server.url("xor"), json={"instances": [[0, 1]]}, timeout=60)
             assert response.json()["predictions"][0]["label"] == 1
+
+    def test_not_alive_once_torchserve_has_given_up_a_worker(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "dying", DYING_HANDLER, "maxRetryTimeoutInSec: 1\n")
+        with serving(tmp_path) as server:
+            assert server.probe("/livez")[0] == 200
+            response = requests.post(server.url("dying"), data="now", timeout=60)
+            assert response.status_code in (500, 507)
+            wait_until(lambda: server.probe("/livez")[0] == 503)
+            assert "TorchServe has given up restarting a worker" in server.probe("/livez")[1]
+            code, report = server.probe("/readyz")
+            assert code == 503
+            assert "its worker failed to load it: AssertionError" in report
+
+    def test_only_overload_is_503(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=1))
+        with (
+            serving(tmp_path, TS_JOB_QUEUE_SIZE="2") as server,
+            ThreadPoolExecutor(12) as pool,
+        ):
+            post = requests.post
+            answers = list(pool.map(lambda i: post(server.url("slow"), data=f"{i}"), range(12)))
+            codes = [answer.status_code for answer in answers]
+            assert set(codes) == {200, 503}
+            refused = answers[codes.index(503)].json()
+            assert refused["code"] == 503
+            assert refused["type"] == "ServiceUnavailableException"
 
     def test_a_path_that_is_none(self, server: ServerProcess) -> None:
         code, body = server.probe("/healthz")

@@ -76,6 +76,26 @@ def test_a_defect_found_by_one_request_stays_with_it(
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(RuntimeError("x"), 500), (torch.OutOfMemoryError("x"), 507), (MemoryError(), 507)],
+)
+def test_a_forward_that_fails_is_no_overload_and_ends_no_worker(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch, failure: Exception, code: int
+) -> None:
+    handler = loaded(XorHandler, "xor")
+    good = b'{"instances": [[0, 1]]}'
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handler, "model", fail)
+        answers = ask(handler, good, b"{", good)
+    assert [status for status, _ in answers] == [code, 400, code]
+    assert ask(handler, good)[0][0] == 200
+
+
 def test_a_body_that_the_server_has_decoded_already(loaded: Load) -> None:
     """A TorchServe with its default configuration decodes JSON, and text, before the handler."""
     handler = loaded(MnistHandler, "mnist")
