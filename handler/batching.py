@@ -2,14 +2,18 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from handler import v2
 from handler.card import ModelCard
 from handler.errors import HandlerError, OutOfMemoryError, RequestError
+from handler.metrics import Metrics
 from handler.payload import body_of, instances_of, parse_json, parse_numbers
 from handler.scripted import ScriptedModel
 
@@ -19,16 +23,33 @@ logger = logging.getLogger(__name__)
 _DECIMALS = 8
 
 
+@dataclass(frozen=True)
+class Query:
+    """What one request asks.
+
+    Attributes:
+        instances: uint8 or float32 [n, *input_shape].
+        is_v2: whether it came, and is answered, in the Open Inference Protocol.
+        id: of that protocol, or None.
+    """
+
+    instances: torch.Tensor
+    is_v2: bool = False
+    id: str | None = None
+
+
 class BatchHandler:
     """A TorchServe handler for one TorchScript model.
 
     As it stands it takes `{"instances": [...]}` with nested lists of numbers in the shape that the
-    model card gives, and answers with label, confidence and probabilities. A model that takes more
-    forms overrides `parse_body` or `parse_instance`; one that answers otherwise, `prediction`.
+    model card gives, or the same as a tensor of the Open Inference Protocol, and answers with
+    label, confidence and probabilities. A model that takes more forms overrides `parse_body` or
+    `parse_instance`; one that answers otherwise, `prediction`.
     """
 
     card: ModelCard
     model: ScriptedModel
+    metrics: Metrics
 
     def initialize(self, context: Any) -> None:
         """Load and warm the model of the unpacked archive; TorchServe calls this once a worker.
@@ -40,6 +61,7 @@ class BatchHandler:
         directory = Path(properties["model_dir"])
         self.card = ModelCard.read(directory)
         self.model = ScriptedModel(directory, self.card, properties.get("gpu_id"))
+        self.metrics = Metrics(self.card, str(self.model.device))
 
     def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch: every request that is good by one forward, every other by its own error.
@@ -51,47 +73,68 @@ class BatchHandler:
         Returns:
             A body for each request, in order.
         """
-        answers = [b""] * len(requests)
-        accepted: list[tuple[int, torch.Tensor]] = []
-
-        def refuse(index: int, error: RequestError) -> None:
-            context.set_response_status(error.code, error.phrase, index)
-            answers[index] = error.body()
-
+        start, now = time.perf_counter(), time.time()
+        waits = [queued(context, index, now) for index in range(len(requests))]
+        errors: dict[int, RequestError] = {}
+        queries: dict[int, Query] = {}
         for index, request in enumerate(requests):
-            context.set_response_content_type(index, "application/json")
             try:
-                accepted.append((index, self.parse(request)))
+                queries[index] = self.parse(request)
             except RequestError as error:
-                refuse(index, error)
+                errors[index] = error
             except Exception:
                 # Found by one request; its neighbours are answered all the same.
                 logger.exception("a request of model %s could not be parsed", self.card.name)
-                refuse(index, HandlerError("the handler failed on this request"))
-        if not accepted:
-            return answers
+                errors[index] = HandlerError("the handler failed on this request")
+        answers = self._answer(queries, errors, start)
+        for index, refusal in errors.items():
+            context.set_response_status(refusal.code, refusal.phrase, index)
+            answers[index] = refusal.body()
+        for index in range(len(requests)):
+            context.set_response_content_type(index, "application/json")
+        seconds = time.perf_counter() - start
+        known_waits = [wait for wait in waits if wait is not None]
+        self.metrics.batch(len(requests), errors.values(), known_waits, seconds)
+        return [answers[index] for index in range(len(requests))]
+
+    def _answer(
+        self, queries: dict[int, Query], errors: dict[int, RequestError], start: float
+    ) -> dict[int, bytes]:
+        """Answer the queries by their index; where the model fails, add to the errors instead."""
+        parsed = time.perf_counter()
+        if not queries:
+            self.metrics.stages(parsed - start)
+            return {}
         try:
-            probabilities = self.model(torch.cat([instances for _, instances in accepted]))
+            output = self.model(torch.cat([query.instances for query in queries.values()]))
         except Exception as failure:
             # Raised further, TorchServe would make it a 503, which says to come again.
             logger.exception("model %s failed on a batch", self.card.name)
             no_memory = isinstance(failure, MemoryError | torch.OutOfMemoryError)
-            answer = (
+            error = (
                 OutOfMemoryError("the batch does not fit into memory")
                 if no_memory
                 else HandlerError("the model failed on this batch")
             )
-            for index, _ in accepted:
-                refuse(index, answer)
-            return answers
-        start = 0
-        for index, instances in accepted:
-            answers[index] = self.answer(probabilities[start : start + len(instances)])
-            start += len(instances)
+            errors |= dict.fromkeys(queries, error)
+            self.metrics.stages(parsed - start)
+            return {}
+        forwarded = time.perf_counter()
+        labels: list[int] = output.argmax(dim=1).tolist()
+        probabilities: list[list[float]] = output.round(decimals=_DECIMALS).tolist()
+        answers = {}
+        begin = 0
+        for index, query in queries.items():
+            end = begin + len(query.instances)
+            answers[index] = self.answer(query, labels[begin:end], probabilities[begin:end])
+            begin = end
+        confidences = [row[label] for row, label in zip(probabilities, labels, strict=True)]
+        self.metrics.stages(parsed - start, forwarded - parsed, time.perf_counter() - forwarded)
+        self.metrics.predictions(labels, confidences)
         return answers
 
-    def parse(self, request: Mapping[str, Any]) -> torch.Tensor:
-        """All instances of one request, uint8 or float32 [n, *input_shape].
+    def parse(self, request: Mapping[str, Any]) -> Query:
+        """What one request asks.
 
         Raises:
             RequestError: the request is refused, for the reason that the error gives.
@@ -101,35 +144,55 @@ class BatchHandler:
             return self.parse_body(body)
         return self.parse_document(body)
 
-    def parse_body(self, body: bytes | bytearray) -> torch.Tensor:
-        """All instances of a body as it arrived."""
+    def parse_body(self, body: bytes | bytearray) -> Query:
+        """What a body asks that is as it arrived."""
         return self.parse_document(parse_json(body))
 
-    def parse_document(self, document: Any) -> torch.Tensor:
-        """All instances of a body that was JSON."""
-        return torch.stack(
-            [
-                self.parse_instance(value, f"instances[{index}]")
-                for index, value in enumerate(instances_of(document))
-            ]
+    def parse_document(self, document: Any) -> Query:
+        """What a body asks that was JSON."""
+        if isinstance(document, dict) and "inputs" in document:
+            instances, id_ = v2.parse(document, self.card)
+            return Query(instances, is_v2=True, id=id_)
+        return Query(
+            torch.stack(
+                [
+                    self.parse_instance(value, f"instances[{index}]")
+                    for index, value in enumerate(instances_of(document))
+                ]
+            )
         )
 
     def parse_instance(self, value: Any, where: str) -> torch.Tensor:
         """One instance, uint8 or float32 [*input_shape]; `where` is its name in an error."""
         return parse_numbers(value, self.card.input_shape, self.card.input_bounds, where)
 
-    def answer(self, probabilities: torch.Tensor) -> bytes:
-        """The body that answers one request, from float64 [n, classes]."""
-        return json.dumps(
-            {
-                "model": self.card.name,
-                "version": self.card.version,
-                "predictions": [self.prediction(row) for row in probabilities],
-            }
-        ).encode()
+    def answer(self, query: Query, labels: list[int], probabilities: list[list[float]]) -> bytes:
+        """The body that answers a query, from the label and probabilities of each instance."""
+        if query.is_v2:
+            return v2.answer(self.card, query.id, labels, probabilities)
+        predictions = map(self.prediction, labels, probabilities)
+        document = {"model": self.card.name, "version": self.card.version}
+        return json.dumps(document | {"predictions": list(predictions)}).encode()
 
-    def prediction(self, probabilities: torch.Tensor) -> dict[str, Any]:
-        """What is said of one instance, from float64 [classes]."""
-        rounded = probabilities.round(decimals=_DECIMALS).tolist()
-        label = int(probabilities.argmax())
-        return {"label": label, "confidence": rounded[label], "probabilities": rounded}
+    def prediction(self, label: int, probabilities: list[float]) -> dict[str, Any]:
+        """What is said of one instance, from its label and the probability of each class."""
+        return {
+            "label": label,
+            "confidence": probabilities[label],
+            "probabilities": probabilities,
+        }
+
+
+def queued(context: Any, index: int, now: float) -> float | None:
+    """Seconds since a proxy or client sent a request, by its `X-Request-Start: t=<unix seconds>`.
+
+    None without that header, or where it is no time of the past hour.
+    """
+    for name, value in context.get_all_request_header(index).items():
+        if name.lower() == "x-request-start":
+            try:
+                wait = now - float(value.removeprefix("t="))
+            except ValueError:
+                return None
+            return wait if 0 <= wait < 3600 else None
+    return None

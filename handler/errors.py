@@ -4,11 +4,19 @@ import json
 
 
 class RequestError(Exception):
-    """The request is malformed: 400. Subclasses are what else can be wrong."""
+    """The request is malformed: 400. Subclasses are what else can be wrong.
+
+    Attributes:
+        code: HTTP status.
+        phrase: its reason phrase.
+        type: of the error in the body, named as TorchServe names its own.
+        reason: the label in `inference_rejected_total`.
+    """
 
     code = 400
     phrase = "Bad Request"
     type = "BadRequestException"
+    reason = "malformed"
 
     def body(self) -> bytes:
         """The error as TorchServe's frontend writes its own: JSON with code, type and message."""
@@ -22,6 +30,7 @@ class PayloadTooLargeError(RequestError):
     code = 413
     phrase = "Request Entity Too Large"
     type = "PayloadTooLargeException"
+    reason = "too_large"
 
 
 class UnsupportedMediaTypeError(RequestError):
@@ -30,6 +39,7 @@ class UnsupportedMediaTypeError(RequestError):
     code = 415
     phrase = "Unsupported Media Type"
     type = "UnsupportedMediaTypeException"
+    reason = "unsupported_media_type"
 
 
 class OutOfMemoryError(RequestError):
@@ -38,6 +48,7 @@ class OutOfMemoryError(RequestError):
     code = 507
     phrase = "Insufficient Storage"
     type = "OutOfMemoryException"
+    reason = "out_of_memory"
 
 
 class HandlerError(RequestError):
@@ -46,3 +57,9 @@ class HandlerError(RequestError):
     code = 500
     phrase = "Internal Server Error"
     type = "InternalServerException"
+    reason = "handler_failure"
+
+
+def all_errors() -> list[type[RequestError]]:
+    """Every kind of error that a handler answers with."""
+    return [RequestError, *RequestError.__subclasses__()]

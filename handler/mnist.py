@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from handler.batching import BatchHandler
+from handler.batching import BatchHandler, Query
 from handler.errors import RequestError, UnsupportedMediaTypeError
 from handler.images import decode
 
@@ -14,12 +14,12 @@ from handler.images import decode
 class MnistHandler(BatchHandler):
     """Takes the bytes of one image, or instances that are base64 images or rows of numbers."""
 
-    def parse_body(self, body: bytes | bytearray) -> torch.Tensor:
+    def parse_body(self, body: bytes | bytearray) -> Query:
         """One image whatever the content type says: no image format begins as JSON does."""
         if body.lstrip()[:1] in (b"{", b"["):
             return super().parse_body(body)
         try:
-            return decode(body)[None]
+            return Query(decode(body)[None])
         except UnsupportedMediaTypeError as error:
             raise UnsupportedMediaTypeError(f"the body is not JSON and {error}") from None
 

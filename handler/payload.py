@@ -78,7 +78,7 @@ def instances_of(document: Any) -> list[Any]:
         PayloadTooLargeError: it has over 1,024.
     """
     if not isinstance(document, dict) or "instances" not in document:
-        raise RequestError('expected a JSON object with "instances"')
+        raise RequestError('expected a JSON object with "instances" or "inputs"')
     instances = document["instances"]
     if not isinstance(instances, list):
         raise RequestError(f"instances: expected a list, got {describe(instances)}")
@@ -108,11 +108,11 @@ def parse_numbers(
     Raises:
         RequestError: another shape, something that is no number, or one out of bounds.
     """
-    _check_numbers(value, shape, bounds, where)
+    _check_nested(value, shape, bounds, where)
     return torch.tensor(value, dtype=torch.float64).to(torch.float32)
 
 
-def _check_numbers(
+def _check_nested(
     value: Any, shape: tuple[int, ...], bounds: tuple[float, float] | None, where: str
 ) -> None:
     length, *inner = shape
@@ -123,15 +123,34 @@ def _check_numbers(
         raise RequestError(f"{where}: expected {length} {what}, got {len(value)}")
     if inner:
         for index, row in enumerate(value):
-            _check_numbers(row, tuple(inner), bounds, f"{where}[{index}]")
+            _check_nested(row, tuple(inner), bounds, f"{where}[{index}]")
         return
+    check_numbers(value, bounds, where)
+
+
+def check_numbers(
+    numbers: list[Any],
+    bounds: tuple[float, float] | None,
+    where: str,
+    types: tuple[type, ...] = (int, float),
+) -> None:
+    """Refuse a list in which anything is no number of these types, or out of bounds.
+
+    Raises:
+        RequestError: naming the first such one.
+    """
     low, high = bounds or _FINITE
-    for index, number in enumerate(value):
-        if type(number) not in (int, float):  # bool is an int to isinstance
-            raise RequestError(f"{where}[{index}]: expected a number, got {describe(number)}")
-        if not low <= number <= high:  # false of NaN too
-            expected = f"number from {low:g} to {high:g}" if bounds else "finite number"
-            raise RequestError(f"{where}[{index}]: expected a {expected}, got {str(number)[:20]}")
+    for index, number in enumerate(numbers):
+        # Types are compared, because a bool is an int to isinstance; the range is false of NaN too.
+        if type(number) not in types or not low <= number <= high:
+            kind = "number" if float in types else "whole number"
+            if bounds:
+                kind += f" from {low:g} to {high:g}"
+            elif type(number) in types:
+                kind = f"finite {kind}"
+            is_number = type(number) in (int, float)
+            got = str(number)[:20] if is_number else describe(number)
+            raise RequestError(f"{where}[{index}]: expected a {kind}, got {got}")
 
 
 def describe(value: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import requests
 
+from handler.exposition import CONTENT_TYPE, Exposition
 from handler.settings import Settings
 from handler.store import Archive
 from handler.telemetry import TelemetryServer
@@ -46,6 +47,7 @@ class Server:
         self._archives = archives
         self._run_directory = Path(tempfile.mkdtemp(prefix="serve-"))
         self._torchserve = TorchServe(settings, archives, self._run_directory)
+        self._exposition = Exposition(self._torchserve.metrics_directory)
         self._signals: list[signal.Signals] = []
         self._wake = threading.Event()
         self._started = False
@@ -69,7 +71,8 @@ class Server:
             with self._catch_signals():
                 check_ports(self._settings)
                 probes = {"/livez": self.liveness, "/readyz": self.readiness}
-                telemetry = TelemetryServer(self._settings.telemetry, probes)
+                scrapes = {"/metrics": self.metrics}
+                telemetry = TelemetryServer(self._settings.telemetry, probes, scrapes)
                 telemetry.start()
                 try:
                     self._torchserve.start()
@@ -191,6 +194,13 @@ class Server:
                 status = self._torchserve.status(archive)
                 delays.append(2 * status.batch_delay if status else 0.0)
         return max(delays)
+
+    def metrics(self) -> tuple[str, bytes]:
+        """The handler's metrics, then TorchServe's own while it answers."""
+        text = self._exposition.text()
+        with contextlib.suppress(requests.RequestException):
+            text += self._torchserve.metrics(timeout=2.0)
+        return CONTENT_TYPE, text
 
     def liveness(self) -> tuple[int, dict[str, Any]]:
         """200 while this process can still recover by itself; else 503 and why it cannot."""

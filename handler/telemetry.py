@@ -1,4 +1,4 @@
-"""The listener for probes: `/livez` and `/readyz`, answered by callables."""
+"""The listener for probes and scrapes, answered by callables."""
 
 import json
 import threading
@@ -9,29 +9,38 @@ from typing import Any
 from handler.settings import Address
 
 Probe = Callable[[], tuple[int, dict[str, Any]]]
+Scrape = Callable[[], tuple[str, bytes]]
 
 
 class TelemetryServer:
-    """Answers GET and HEAD for a fixed set of paths with the status and JSON that each gives.
+    """Answers GET and HEAD for a fixed set of paths.
 
     Args:
         address: where to bind.
-        probes: by path.
+        probes: by path, what gives a status and JSON.
+        scrapes: by path, what gives a content type and a body.
 
     Raises:
         OSError: the address cannot be bound.
     """
 
-    def __init__(self, address: Address, probes: Mapping[str, Probe]) -> None:
+    def __init__(
+        self, address: Address, probes: Mapping[str, Probe], scrapes: Mapping[str, Scrape]
+    ) -> None:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                probe = probes.get(self.path.partition("?")[0])
-                status, document = probe() if probe else (404, {"paths": sorted(probes)})
-                body = json.dumps(document).encode() + b"\n"
+                path = self.path.partition("?")[0]
+                status, content_type = 200, "application/json"
+                if path in scrapes:
+                    content_type, body = scrapes[path]()
+                else:
+                    known = {"paths": sorted([*probes, *scrapes])}
+                    status, document = probes[path]() if path in probes else (404, known)
+                    body = json.dumps(document).encode() + b"\n"
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if self.command != "HEAD":

@@ -73,6 +73,8 @@ class TorchServe:
         self._process: subprocess.Popen[str] | None = None
         self._tail: collections.deque[str] = collections.deque(maxlen=20)
         self._session = threading.local()
+        self.metrics_directory = run_directory / "metrics"
+        self.metrics_directory.mkdir()
 
     def start(self) -> None:
         """Start the frontend; it starts the workers.
@@ -131,6 +133,7 @@ class TorchServe:
         resolved = {"TS_CONFIG_FILE", "TS_MODEL_STORE", "TS_LOAD_MODELS"}
         environment = {key: value for key, value in os.environ.items() if key not in resolved}
         environment[worker.RUN_DIRECTORY] = str(self._run_directory)
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(self.metrics_directory)
         # The worker script's interpreter, found by its first line.
         environment["PATH"] = os.pathsep.join(
             [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
@@ -210,6 +213,17 @@ class TorchServe:
         """
         url = f"{self._settings.inference.url}/ping"
         return self._http.get(url, timeout=timeout).status_code == 500
+
+    def metrics(self, timeout: float) -> bytes:
+        """The frontend's own metrics, in the text format.
+
+        Raises:
+            requests.RequestException: no answer.
+        """
+        url = f"{self._settings.metrics.url}/metrics"
+        response = self._http.get(url, timeout=timeout)
+        response.raise_for_status()
+        return response.content
 
     def load_failure(self, archive: Archive) -> str | None:
         """Why the model's worker could not load it, in the worker's words."""

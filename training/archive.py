@@ -86,9 +86,13 @@ def handler_files(name: str) -> list[Path]:
     unread = [entry]
     while unread:
         for node in ast.walk(ast.parse(unread.pop().read_bytes())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("handler."):
-                file = ROOT / "handler" / f"{(node.module or '').removeprefix('handler.')}.py"
-                if file not in needed:
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            module = node.module or ""
+            # Either `from handler.x import y` or `from handler import x`.
+            for imported in [module, *(f"{module}.{alias.name}" for alias in node.names)]:
+                file = ROOT / f"{imported.replace('.', '/')}.py"
+                if imported.startswith("handler.") and file.is_file() and file not in needed:
                     needed.add(file)
                     unread.append(file)
     return [entry, *sorted(needed)]

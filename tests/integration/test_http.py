@@ -104,6 +104,27 @@ class TestAccepted:
         first, second = response.json()["predictions"]
         assert first["probabilities"] != second["probabilities"]
 
+    @pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
+    def test_a_tensor_of_the_open_inference_protocol(
+        self, server: ServerProcess, mnist_data: Data, datatype: str
+    ) -> None:
+        images = mnist_data.test.x[:3]
+        data = images.flatten().tolist()
+        tensor = {"name": "x", "shape": [3, 28, 28], "datatype": datatype, "data": data}
+        answer = post(server, "mnist", {"id": "42", "inputs": [tensor]}).json()
+        rows = post(server, "mnist", {"instances": images.tolist()}).json()["predictions"]
+        label, probabilities = answer.pop("outputs")
+        assert answer == {"model_name": "mnist", "model_version": "1.0", "id": "42"}
+        assert label == {
+            "name": "label",
+            "shape": [3],
+            "datatype": "INT64",
+            "data": mnist_data.test.y[:3].tolist(),
+        }
+        assert (probabilities["shape"], probabilities["datatype"]) == ([3, 10], "FP32")
+        expected = [number for row in rows for number in row["probabilities"]]
+        assert probabilities["data"] == pytest.approx(expected, abs=1e-6)
+
     def test_as_many_instances_as_are_allowed(self, server: ServerProcess) -> None:
         corners = [[i // 2 % 2, i % 2] for i in range(1024)]
         expected = [a ^ b for a, b in corners]
@@ -181,7 +202,8 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("xor", {"instances": [0]}, 400, "instances[0]: expected 2 numbers, got a number"),
     ("xor", {"instances": []}, 400, "instances: expected 1 to 1024, got 0"),
     ("xor", {"instances": {}}, 400, "instances: expected a list, got an object"),
-    ("xor", {"inputs": []}, 400, 'expected a JSON object with "instances"'),
+    ("xor", {"inputs": []}, 400, "inputs: expected a list with one tensor"),
+    ("xor", {"data": []}, 400, 'expected a JSON object with "instances" or "inputs"'),
     ("xor", [[0, 1]], 400, 'expected a JSON object with "instances"'),
     ("xor", b'{"instances": [[0, NaN]]}', 400, "NaN is not a JSON number"),
     ("xor", b'{"instances": [[0, -Infinity]]}', 400, "-Infinity is not a JSON number"),

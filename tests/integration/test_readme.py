@@ -107,6 +107,8 @@ def test_serve_and_the_requests(checkout: Checkout) -> None:
         assert re.findall(r'"label": (\d)', xor) == ["0", "1", "1", "0"]
         ready = checkout.run(block("curl http://127.0.0.1:8083/readyz"))
         assert '"status": "ready"' in ready
+        metrics = checkout.run(block("curl http://127.0.0.1:8083/metrics"))
+        assert 'inference_requests_total{code="200",model="xor",version="1.0"}' in metrics
         # The lines that the server itself prints work when pasted, too.
         printed = (checkout.directory / "output").read_text()
         (line,) = re.findall(r"^  (curl -T .*)$", printed, re.MULTILINE)

@@ -2,14 +2,17 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 from handler.batching import BatchHandler
 from handler.card import CARD_FILE, TORCHSCRIPT_FILE, ModelCard
+from handler.metrics import Metrics
 from training.export import ServedModel, to_torchscript
 from training.recipe import NetworkOptions
 from training.registry import RECIPES
@@ -52,6 +55,10 @@ class Context:
         self.system_properties = {"model_dir": str(directory), "gpu_id": None}
         self.codes = [200] * size
         self.content_types = [""] * size
+        self.headers: list[dict[str, str]] = [{} for _ in range(size)]
+
+    def get_all_request_header(self, index: int) -> dict[str, str]:
+        return self.headers[index]
 
     def set_response_status(self, code: int, phrase: str, index: int) -> None:
         assert phrase
@@ -62,7 +69,17 @@ class Context:
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> Callable[[type[BatchHandler], str], BatchHandler]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
+    """Where handlers register their metrics, instead of in the one of the process."""
+    registry = CollectorRegistry()
+    monkeypatch.setattr("handler.batching.Metrics", partial(Metrics, registry=registry))
+    return registry
+
+
+@pytest.fixture
+def loaded(
+    tmp_path: Path, registry: CollectorRegistry
+) -> Callable[[type[BatchHandler], str], BatchHandler]:
     """Makes a handler that has loaded an untrained network of the model named."""
 
     def load(handler_type: type[BatchHandler], name: str) -> BatchHandler:
@@ -73,6 +90,12 @@ def loaded(tmp_path: Path) -> Callable[[type[BatchHandler], str], BatchHandler]:
         (tmp_path / CARD_FILE).write_text(make_card(name, content).to_json())
         handler = handler_type()
         handler.initialize(Context(tmp_path))
+        assert (
+            registry.get_sample_value(
+                "inference_instances_total", {"model": name, "version": "1.0"}
+            )
+            == 0
+        )
         return handler
 
     return load

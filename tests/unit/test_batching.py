@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from handler.batching import BatchHandler
+from handler.batching import BatchHandler, Query, queued
 from handler.card import TORCHSCRIPT_FILE
 from handler.mnist import MnistHandler
 from handler.scripted import MAX_FORWARD
@@ -65,7 +65,7 @@ def test_a_defect_found_by_one_request_stays_with_it(
     handler = loaded(XorHandler, "xor")
     parse = handler.parse
 
-    def defective(request: Any) -> torch.Tensor:
+    def defective(request: Any) -> Query:
         if request["body"] == b"trigger":
             raise ZeroDivisionError
         return parse(request)
@@ -113,3 +113,22 @@ def test_a_torchscript_that_is_not_the_archived_one(loaded: Load, tmp_path: Path
         file.write(b"\0")
     with pytest.raises(ValueError, match="the archive was altered or damaged"):
         handler.initialize(Context(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"X-Request-Start": "t=99.5"}, 0.5),
+        ({"x-request-start": "t=100"}, 0.0),
+        ({"X-REQUEST-START": "99"}, 1.0),
+        ({"X-Request-Start": "t=101"}, None),
+        ({"X-Request-Start": "t=nan"}, None),
+        ({"X-Request-Start": "t=-9e9"}, None),
+        ({"X-Request-Start": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_how_long_a_request_was_under_way(headers: dict[str, str], expected: float | None) -> None:
+    context = Context(Path(), 1)
+    context.headers = [headers]
+    assert queued(context, 0, now=100.0) == expected

@@ -10,13 +10,15 @@ from handler.settings import Address, load_settings
 from handler.telemetry import TelemetryServer
 from tests.serving import ROOT, free_addresses
 
+SCRAPES = {"/metrics": lambda: ("text/plain", b"up 1\n")}
+
 
 @contextlib.contextmanager
 def telemetry() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = Address("127.0.0.1", free.getsockname()[1], "TELEMETRY_ADDRESS")
-    server = TelemetryServer(address, {"/livez": lambda: (503, {"status": "dead"})})
+    server = TelemetryServer(address, {"/livez": lambda: (503, {"status": "dead"})}, SCRAPES)
     server.start()
     try:
         yield address.url
@@ -39,7 +41,7 @@ def test_another_path_names_those_that_there_are() -> None:
     with telemetry() as url:
         response = requests.get(url + "/", timeout=10)
         assert response.status_code == 404
-        assert response.json() == {"paths": ["/livez"]}
+        assert response.json() == {"paths": ["/livez", "/metrics"]}
 
 
 def test_two_listeners_on_one_port() -> None:

@@ -1,0 +1,81 @@
+"""The metrics of every worker there is and was, as Prometheus reads them."""
+
+import os
+import struct
+import threading
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_ATTEMPTS = 5
+
+
+class Exposition:
+    """Reads the files that workers write.
+
+    A worker that died leaves its files. What they counted is added to one file for all the dead,
+    so that no counter goes down and the directory does not grow with every restart.
+
+    Args:
+        directory: what `PROMETHEUS_MULTIPROC_DIR` is for the workers.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+
+    def text(self) -> bytes:
+        """All metrics, in the text format."""
+        with self._lock:
+            self._fold()
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, path=str(self._directory))
+            for attempt in range(_ATTEMPTS):
+                try:
+                    return generate_latest(registry)
+                except struct.error:  # a worker has created its file in this moment
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+        raise AssertionError
+
+    def _fold(self) -> None:
+        """Add up the files of the dead."""
+        for kind in ("counter", "histogram"):
+            dead = [file for file in self._directory.glob(f"{kind}_*.db") if _is_dead(file)]
+            if not dead:
+                continue
+            folded = self._directory / f"{kind}_dead.db"
+            totals: dict[str, float] = {}
+            for file in [*dead, *([folded] if folded.exists() else [])]:
+                for key, value, *_ in MmapedDict.read_all_values_from_file(str(file)):
+                    totals[key] = totals.get(key, 0.0) + value
+            partial = self._directory / f"{kind}.partial"
+            partial.unlink(missing_ok=True)
+            target = MmapedDict(str(partial))
+            for key, total in totals.items():
+                target.write_value(key, total, 0.0)
+            target.close()
+            partial.replace(folded)
+            for file in dead:
+                file.unlink()
+        for file in self._directory.glob("gauge_live*.db"):
+            if _is_dead(file):
+                mark_process_dead(_process(file), path=str(self._directory))
+
+
+def _process(file: Path) -> str:
+    return file.stem.rpartition("_")[2]
+
+
+def _is_dead(file: Path) -> bool:
+    process = _process(file)
+    if not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    return False

@@ -1,0 +1,121 @@
+"""What a worker counts and times, through prometheus-client.
+
+Under `python -m handler` each worker writes to files of its own in one directory of the run
+(prometheus-client's multiprocess mode), which the server process reads when it is scraped. Under a
+plain TorchServe nothing is exposed.
+"""
+
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections.abc import Iterable
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from handler.card import ModelCard
+from handler.errors import RequestError, all_errors
+
+SECONDS = (250e-6, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+STAGES = ("parse", "forward", "respond")
+_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
+_CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+
+
+class Metrics:
+    """The metrics of one model in one worker, each known label set there from the start.
+
+    Args:
+        card: of the model.
+        device: where it runs, such as `cpu` or `cuda:0`.
+        registry: where the metrics are registered.
+    """
+
+    def __init__(
+        self, card: ModelCard, device: str, registry: CollectorRegistry = REGISTRY
+    ) -> None:
+        model = (card.name, card.version)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, ("model", "version", *labels), registry=registry)
+
+        def histogram(
+            name: str, text: str, *labels: str, buckets: Iterable[float] = SECONDS
+        ) -> Histogram:
+            names = ("model", "version", *labels)
+            return Histogram(name, text, names, registry=registry, buckets=tuple(buckets))
+
+        requests = counter("inference_requests_total", "Requests that reached the handler.", "code")
+        codes = sorted({200} | {error.code for error in all_errors()})
+        self._requests = {code: requests.labels(*model, code) for code in codes}
+        rejected = counter("inference_rejected_total", "Requests refused, by reason.", "reason")
+        reasons = sorted({error.reason for error in all_errors()})
+        self._rejected = {reason: rejected.labels(*model, reason) for reason in reasons}
+        predictions = counter("inference_predictions_total", "Answers, by label.", "label")
+        self._predictions = [predictions.labels(*model, i) for i in range(len(card.classes))]
+        self._instances = counter("inference_instances_total", "Instances answered.").labels(*model)
+        stages = histogram("inference_stage_seconds", "Time of a batch in each stage.", "stage")
+        self._stages = [stages.labels(*model, stage) for stage in STAGES]
+        self._batch = histogram("inference_batch_seconds", "Time of a batch.").labels(*model)
+        self._queue = histogram(
+            "inference_queue_seconds", "From X-Request-Start to the handler."
+        ).labels(*model)
+        self._batch_requests = histogram(
+            "inference_batch_requests", "Requests in a batch.", buckets=_REQUESTS
+        ).labels(*model)
+        self._confidence = histogram(
+            "inference_confidence_ratio", "Probability of the label answered.", buckets=_CONFIDENCE
+        ).labels(*model)
+        info = Gauge(
+            "inference_model_info",
+            "The model that is served; always 1.",
+            ("model", "version", "arch", "sha256", "device"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        info.labels(*model, card.architecture, card.torchscript_sha256, device).set(1)
+
+    def batch(
+        self, size: int, errors: Iterable[RequestError], waits: Iterable[float], seconds: float
+    ) -> None:
+        """A batch was answered.
+
+        Args:
+            size: how many requests it had.
+            errors: of those that were refused.
+            waits: seconds from X-Request-Start, of those that had it.
+            seconds: how long it took.
+        """
+        codes = Tally(error.code for error in errors)
+        codes[200] = size - codes.total()
+        for code, count in codes.items():
+            self._requests[code].inc(count)
+        for reason, count in Tally(error.reason for error in errors).items():
+            self._rejected[reason].inc(count)
+        observe_all(self._queue, waits)
+        self._batch_requests.observe(size)
+        self._batch.observe(seconds)
+
+    def stages(self, *seconds: float) -> None:
+        """How long a batch spent in each of `STAGES`, or in as many as it reached."""
+        for stage, duration in zip(self._stages, seconds, strict=False):
+            stage.observe(duration)
+
+    def predictions(self, labels: list[int], confidences: list[float]) -> None:
+        """Instances were answered, with these labels and probabilities."""
+        self._instances.inc(len(labels))
+        for label, count in Tally(labels).items():
+            self._predictions[label].inc(count)
+        observe_all(self._confidence, confidences)
+
+
+def observe_all(histogram: Histogram, values: Iterable[float]) -> None:
+    """Observe many values at the cost of as many increments as they have buckets.
+
+    prometheus-client offers one value at a time, at two increments each; a batch has a thousand.
+    """
+    values = list(values)
+    if not values:
+        return
+    bounds, buckets, total = histogram._upper_bounds, histogram._buckets, histogram._sum  # noqa: SLF001
+    for bucket, count in Tally(bisect_left(bounds, value) for value in values).items():
+        buckets[bucket].inc(count)
+    total.inc(sum(values))

@@ -1,0 +1,95 @@
+"""The Open Inference Protocol, version 2: tensors as flat lists with a shape.
+
+https://github.com/kserve/open-inference-protocol
+"""
+
+import json
+import math
+from typing import Any
+
+import torch
+
+from handler.card import ModelCard
+from handler.errors import PayloadTooLargeError, RequestError
+from handler.payload import MAX_INSTANCES, check_numbers, describe
+
+DATATYPES = {"UINT8": torch.uint8, "FP32": torch.float32}
+
+
+def parse(document: dict[str, Any], card: ModelCard) -> tuple[torch.Tensor, str | None]:
+    """Read `{"id"?, "inputs": [{"name", "shape", "datatype", "data"}]}`.
+
+    Returns:
+        Instances, uint8 or float32 [n, *input_shape], and the id to be repeated in the answer.
+
+    Raises:
+        RequestError: not that, another shape than the model's, or a number that it does not take.
+        PayloadTooLargeError: over 1,024 instances.
+    """
+    id_ = document.get("id")
+    if id_ is not None and not isinstance(id_, str):
+        raise RequestError(f"id: expected a string, got {describe(id_)}")
+    inputs = document["inputs"]
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise RequestError("inputs: expected a list with one tensor")
+    (tensor,) = inputs
+    shape = _shape(tensor.get("shape"), card.input_shape)
+    datatype = tensor.get("datatype")
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise RequestError(f"inputs[0].datatype: expected UINT8 or FP32, got {datatype!r:.40}")
+    data = _flat(tensor.get("data"), len(shape))
+    if len(data) != math.prod(shape):
+        raise RequestError(
+            f"inputs[0].data: expected {math.prod(shape)} numbers for shape {shape}, "
+            f"got {len(data)}"
+        )
+    if datatype == "UINT8":
+        check_numbers(data, (0, 255), "inputs[0].data", (int,))
+    else:
+        check_numbers(data, card.input_bounds, "inputs[0].data")
+    numbers = torch.tensor(data, dtype=torch.float64).reshape(shape)
+    return numbers.to(DATATYPES[datatype]), id_
+
+
+def answer(
+    card: ModelCard, id_: str | None, labels: list[int], probabilities: list[list[float]]
+) -> bytes:
+    """The body that answers a request: `label`, INT64 [n], and `probabilities`, FP32 [n, k]."""
+    document: dict[str, Any] = {"model_name": card.name, "model_version": card.version}
+    if id_ is not None:
+        document["id"] = id_
+    document["outputs"] = [
+        {"name": "label", "shape": [len(labels)], "datatype": "INT64", "data": labels},
+        {
+            "name": "probabilities",
+            "shape": [len(labels), len(card.classes)],
+            "datatype": "FP32",
+            "data": [number for row in probabilities for number in row],
+        },
+    ]
+    return json.dumps(document).encode()
+
+
+def _shape(shape: Any, instance: tuple[int, ...]) -> list[int]:
+    expected = [f"1 to {MAX_INSTANCES}", *map(str, instance)]
+    wrong = RequestError(
+        f"inputs[0].shape: expected [{', '.join(expected)}], got {json.dumps(shape):.80}"
+    )
+    if not isinstance(shape, list) or not all(type(length) is int for length in shape):
+        raise wrong
+    if len(shape) != len(expected) or shape[1:] != list(instance) or shape[0] < 1:
+        raise wrong
+    if shape[0] > MAX_INSTANCES:
+        raise PayloadTooLargeError(str(wrong))
+    return shape
+
+
+def _flat(data: Any, depth: int) -> list[Any]:
+    """The numbers in row-major order, of a flat list or one nested as deep as the shape is long."""
+    if not isinstance(data, list):
+        raise RequestError(f"inputs[0].data: expected a list, got {describe(data)}")
+    flat: list[Any] = data
+    for _ in range(depth - 1):
+        if any(isinstance(item, list) for item in flat):
+            flat = [part for item in flat for part in (item if isinstance(item, list) else [item])]
+    return flat

@@ -1,0 +1,103 @@
+"""Contract 4 against the real server."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serving import ROOT, ServerProcess, serving, wait_until
+
+SEVEN = (ROOT / "samples" / "seven.png").read_bytes()
+
+
+def scrape(server: ServerProcess) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    response = requests.get(f"{server.telemetry}/metrics", timeout=30)
+    assert response.status_code == 200
+    assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def read(server: ServerProcess, name: str, model: str, **labels: str) -> float:
+    pairs = {"model": model, "version": "1.0"} | labels
+    return scrape(server)[name, frozenset(pairs.items())]
+
+
+@pytest.fixture(scope="module")
+def alone(store: Path) -> Iterator[ServerProcess]:
+    """A server that nobody else asks."""
+    with serving(store, "mnist", "xor") as running:
+        yield running
+
+
+def test_what_is_sent_is_what_is_counted(alone: ServerProcess) -> None:
+    before = scrape(alone)
+    sent = {
+        "200": [SEVEN] * 7 + [json.dumps({"instances": [[[0] * 28] * 28] * 3}).encode()],
+        "400": [b"{", b"[]"],
+        "413": [b"x" * (2 << 20)],
+        "415": [b"no image"] * 3,
+    }
+    for code, bodies in sent.items():
+        for body in bodies:
+            response = requests.post(alone.url("mnist"), data=body, timeout=30)
+            assert response.status_code == int(code)
+    after = scrape(alone)
+
+    def counted(name: str, **labels: str) -> float:
+        key = name, frozenset(({"model": "mnist", "version": "1.0"} | labels).items())
+        return after[key] - before[key]
+
+    for code, bodies in sent.items():
+        assert counted("inference_requests_total", code=code) == len(bodies)
+    assert counted("inference_instances_total") == 10
+    assert counted("inference_predictions_total", label="7") >= 7
+    assert counted("inference_confidence_ratio_count") == 10
+    assert counted("inference_batch_requests_sum") == 14
+    assert counted("inference_rejected_total", reason="malformed") == 2
+    assert counted("inference_rejected_total", reason="too_large") == 1
+    assert counted("inference_rejected_total", reason="unsupported_media_type") == 3
+    assert counted("inference_stage_seconds_count", stage="forward") == 8
+    assert counted("inference_queue_seconds_count") == 0
+    other = ("inference_requests_total", frozenset(
+        {"model": "xor", "version": "1.0", "code": "200"}.items()))  # fmt: skip
+    assert after[other] == before[other]
+
+
+def test_the_time_since_a_proxy_sent_it(alone: ServerProcess) -> None:
+    names = ("inference_queue_seconds_count", "inference_queue_seconds_sum")
+    count, total = (read(alone, name, "xor") for name in names)
+    # A quarter of a second ago; no time at all; long past, which is a clock that is wrong.
+    for start in (f"t={time.time() - 0.25:.3f}", "no time", "t=1.5"):
+        headers = {"X-Request-Start": start}
+        requests.post(alone.url("xor"), json={"instances": [[0, 0]]}, headers=headers, timeout=30)
+    assert read(alone, names[0], "xor") == count + 1
+    assert 0.25 <= read(alone, names[1], "xor") - total < 30
+
+
+def test_torchserve_s_own_metrics_are_in_the_same_scrape(alone: ServerProcess) -> None:
+    requests.post(alone.url("mnist"), data=SEVEN, timeout=30)
+    names = {name for name, _ in scrape(alone)}
+    assert {"ts_inference_requests_total", "Requests2XX", "inference_requests_total"} <= names
+
+
+def test_no_counter_goes_down_when_workers_are_killed(store: Path) -> None:
+    with serving(store, "xor") as server:
+        for expected in (1, 2, 3):
+            requests.post(server.url("xor"), json={"instances": [[0, 0]]}, timeout=30)
+            count = read(server, "inference_requests_total", "xor", code="200")
+            assert count >= expected
+            (worker,) = [p for p in server.family if p.name().startswith("python")]
+            worker.kill()
+            wait_until(lambda: server.probe("/readyz")[0] == 503)
+            assert read(server, "inference_requests_total", "xor", code="200") == count
+            server.wait_until_ready()
+            assert read(server, "inference_requests_total", "xor", code="200") >= count
+        assert read(server, "inference_instances_total", "xor") >= 6

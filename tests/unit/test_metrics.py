@@ -1,0 +1,197 @@
+"""Metrics without processes: process ids are injected, as prometheus-client's own tests do."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Histogram, values
+from prometheus_client.parser import text_string_to_metric_families
+
+from handler.batching import BatchHandler
+from handler.errors import PayloadTooLargeError, RequestError
+from handler.exposition import Exposition
+from handler.metrics import SECONDS, STAGES, Metrics, observe_all
+from handler.xor import XorHandler
+from tests.unit.conftest import Context, make_card
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+CONTRACT = {
+    "inference_requests_total": {"code"},
+    "inference_instances_total": set(),
+    "inference_stage_seconds": {"stage"},
+    "inference_batch_seconds": set(),
+    "inference_queue_seconds": set(),
+    "inference_batch_requests": set(),
+    "inference_predictions_total": {"label"},
+    "inference_confidence_ratio": set(),
+    "inference_rejected_total": {"reason"},
+    "inference_model_info": {"arch", "sha256", "device"},
+}
+
+
+def read(text: bytes) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    labels = {"model": "xor", "version": "1.0"} | labels
+    return samples[name, frozenset(labels.items())]
+
+
+class Workers:
+    """Metrics of workers whose process ids are made up."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+        self.exposition = Exposition(directory)
+
+    def start(self, process: int) -> Metrics:
+        value_class = values.MultiProcessValue(lambda: process)
+        self.monkeypatch.setattr(values, "ValueClass", value_class)
+        return Metrics(make_card("xor"), "cpu", CollectorRegistry())
+
+    def read(self) -> Samples:
+        return read(self.exposition.text())
+
+
+@pytest.fixture
+def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    yield Workers(tmp_path, monkeypatch)
+    values.close_all_multiprocess_files()
+
+
+@pytest.fixture
+def dead() -> int:
+    """A process id that was some process's and is no longer."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_what_is_known_at_load_is_there_from_the_start(workers: Workers) -> None:
+    workers.start(os.getpid())
+    samples = workers.read()
+    names = {name for name, _ in samples}
+    for name, labels in CONTRACT.items():
+        found = [dict(pairs) for n, pairs in samples if n in (name, f"{name}_count")]
+        assert found, name
+        for pairs in found:
+            assert set(pairs) == {"model", "version"} | labels
+    for code in ("200", "400", "413", "415", "500", "507"):
+        assert value(samples, "inference_requests_total", code=code) == 0
+    for stage in STAGES:
+        assert value(samples, "inference_stage_seconds_count", stage=stage) == 0
+    for label in ("0", "1"):
+        assert value(samples, "inference_predictions_total", label=label) == 0
+    for reason in ("malformed", "too_large", "unsupported_media_type"):
+        assert value(samples, "inference_rejected_total", reason=reason) == 0
+    assert not [name for name in names if not name.startswith("inference_")]
+    info = {"arch": "none", "device": "cpu", "sha256": make_card("xor").torchscript_sha256}
+    assert value(samples, "inference_model_info", **info) == 1
+    assert (SECONDS[0], SECONDS[-1]) == (250e-6, 10)
+
+
+def test_a_batch_is_counted(workers: Workers) -> None:
+    metrics = workers.start(os.getpid())
+    errors = [RequestError("a"), RequestError("b"), PayloadTooLargeError("c")]
+    metrics.batch(8, errors, waits=[0.002, 20.0], seconds=0.003)
+    metrics.stages(0.001, 0.0004, 0.1)
+    metrics.predictions([1, 0, 1], [0.95, 0.5, 1.0])
+    samples = workers.read()
+    counts = {"200": 5, "400": 2, "413": 1, "415": 0}
+    for code, count in counts.items():
+        assert value(samples, "inference_requests_total", code=code) == count
+    assert value(samples, "inference_rejected_total", reason="malformed") == 2
+    assert value(samples, "inference_rejected_total", reason="too_large") == 1
+    assert value(samples, "inference_instances_total") == 3
+    assert value(samples, "inference_predictions_total", label="1") == 2
+    assert value(samples, "inference_batch_requests_sum") == 8
+    assert value(samples, "inference_batch_requests_bucket", le="4.0") == 0
+    assert value(samples, "inference_batch_requests_bucket", le="8.0") == 1
+    assert value(samples, "inference_queue_seconds_count") == 2
+    assert value(samples, "inference_queue_seconds_bucket", le="10.0") == 1
+    assert value(samples, "inference_stage_seconds_sum", stage="forward") == pytest.approx(0.0004)
+    assert value(samples, "inference_confidence_ratio_bucket", le="0.5") == 1
+    assert value(samples, "inference_confidence_ratio_bucket", le="1.0") == 3
+
+
+def test_many_values_are_observed_as_one_by_one() -> None:
+    numbers = [0.0, 0.1, 0.100001, 3.0, 0.5, 0.5]
+    one_by_one, at_once = (
+        Histogram("h", "", buckets=(0.1, 0.5, 1), registry=CollectorRegistry()) for _ in range(2)
+    )
+    for number in numbers:
+        one_by_one.observe(number)
+    observe_all(at_once, numbers)
+    observe_all(at_once, [])
+    one, many = (
+        [sample for sample in metric.samples if not sample.name.endswith("_created")]
+        for histogram in (one_by_one, at_once)
+        for metric in histogram.collect()
+    )
+    assert one == many
+
+
+def test_workers_are_added_up(workers: Workers) -> None:
+    for process in (os.getpid(), os.getppid()):
+        workers.start(process).batch(4, [], [], 0.1)
+    samples = workers.read()
+    assert value(samples, "inference_requests_total", code="200") == 8
+    assert value(samples, "inference_batch_seconds_count") == 2
+
+
+def test_no_counter_goes_down_when_a_worker_dies(
+    workers: Workers, tmp_path: Path, dead: int
+) -> None:
+    workers.start(os.getpid()).batch(3, [], [0.2], 0.1)
+    for round_ in range(1, 4):
+        workers.start(dead).batch(4, [RequestError("x")], [0.2], 0.1)
+        values.close_all_multiprocess_files()
+        for _ in range(2):
+            samples = workers.read()
+            assert value(samples, "inference_requests_total", code="200") == 3 + 3 * round_
+            assert value(samples, "inference_rejected_total", reason="malformed") == round_
+            assert value(samples, "inference_queue_seconds_count") == 1 + round_
+            assert value(samples, "inference_queue_seconds_sum") == pytest.approx(
+                0.2 * (1 + round_)
+            )
+        assert not list(tmp_path.glob(f"*_{dead}.db"))
+    assert sorted(file.name for file in tmp_path.glob("*_dead.db")) == [
+        "counter_dead.db",
+        "histogram_dead.db",
+    ]
+
+
+def test_the_model_of_a_dead_worker_is_not_served_any_more(workers: Workers, dead: int) -> None:
+    workers.start(dead)
+    values.close_all_multiprocess_files()
+    assert not [name for name, _ in workers.read() if name == "inference_model_info"]
+
+
+def test_a_handler_counts_what_it_answers(
+    loaded: Callable[[type[BatchHandler], str], BatchHandler], registry: CollectorRegistry
+) -> None:
+    handler = loaded(XorHandler, "xor")
+    bodies: list[Any] = [b'{"instances": [[0, 1], [1, 1]]}', b"{", b" " * (2 << 20)]
+    handler.handle([{"body": body} for body in bodies], Context(Path(), 3))
+
+    def sample(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, {"model": "xor", "version": "1.0"} | labels)
+
+    for code in ("200", "400", "413"):
+        assert sample("inference_requests_total", code=code) == 1
+    assert sample("inference_instances_total") == 2
+    assert sample("inference_batch_requests_sum") == 3
+    for stage in STAGES:
+        assert sample("inference_stage_seconds_count", stage=stage) == 1
+    in_stages = sum(sample("inference_stage_seconds_sum", stage=s) or 0 for s in STAGES)
+    assert 0 < in_stages <= (sample("inference_batch_seconds_sum") or 0)
+    assert sample("inference_confidence_ratio_count") == 2
