@@ -36,10 +36,13 @@ def cnn(_: NetworkOptions) -> nn.Module:
         layers += [
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),  # the same before the pooling, but on four times as many numbers
         ]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(64 * 3 * 3, 10))
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(64 * 3 * 3, 10))
+    # With channels first, pooling is most of the forward on a CPU: 205 us an image at batch 32 on
+    # one core, and 58 with channels last.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def mlp(options: NetworkOptions) -> nn.Module:
