@@ -1,10 +1,10 @@
 """The metrics of every worker there is and was, as Prometheus reads them."""
 
-import os
 import struct
 import threading
 from pathlib import Path
 
+import psutil
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -72,10 +72,4 @@ def _process(file: Path) -> str:
 
 def _is_dead(file: Path) -> bool:
     process = _process(file)
-    if not process.isdecimal():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    return False
+    return process.isdecimal() and not psutil.pid_exists(int(process))

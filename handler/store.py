@@ -41,6 +41,9 @@ def find_archives(store: Path, models: tuple[str, ...]) -> list[Archive]:
     """
     if not store.is_dir():
         raise StoreError(f"model store {store} is not a directory: run `make train` to build it")
+    for name in models:
+        if "/" in name:
+            raise StoreError(f"{name} is a path: name archives only, and their directory as store")
     files = [store / (name if name.endswith(".mar") else f"{name}.mar") for name in models]
     files = files or sorted(store.glob("*.mar"))
     if not files:
@@ -68,10 +71,12 @@ def read_archive(file: Path) -> Archive:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
             if damaged:
-                raise StoreError(f"archive {file} is corrupt: {damaged} fails its checksum")
+                raise zipfile.BadZipFile(f"{damaged} fails its checksum")
             model = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
             names = archive.namelist()
             card = ModelCard.from_json(archive.read(CARD_FILE)) if CARD_FILE in names else None
         return Archive(file, model["modelName"], model.get("modelVersion", "1.0"), card)
     except (OSError, EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"archive {file} is corrupt: {error}") from None
+        raise StoreError(
+            f"archive {file} is corrupt: {error}; `make train` builds it anew"
+        ) from None

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from handler.store import StoreError, read_archive
 from training import report
-from training.archive import ArchiveError
+from training.archive import ArchiveError, source_sha256
 from training.data import MNIST_DIR, DataError
 from training.export import ExportError
 from training.loop import OPTIMIZERS
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         for run in runs:
             file = run.store / f"{run.recipe.name}.mar"
             if options.missing and file.exists():
-                report.line(f"{file} is there already")
+                report.line(f"{file} is there already{_age(file, run.recipe.name)}")
             else:
                 make(run)
     except (ArchiveError, DataError, ExportError, GateError) as error:
@@ -42,6 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: the model in training was not archived", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _age(file: Path, name: str) -> str:
+    """A remark on an archive that the code here would build differently."""
+    try:
+        card = read_archive(file).card
+    except StoreError:
+        return ""  # which the server will complain of
+    is_current = card is not None and card.source_sha256 == source_sha256(name)
+    return "" if is_current else ", made with other code: `make train` builds it anew"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -124,7 +124,7 @@ class TestReadiness:
 class TestStopping:
     def test_requests_in_flight_and_during_the_grace_are_answered(self, slow_store: Path) -> None:
         with (
-            serving(slow_store, DRAIN_GRACE_SECONDS="2") as server,
+            serving(slow_store, DRAIN_GRACE_SECONDS="4") as server,
             ThreadPoolExecutor(32) as pool,
         ):
             futures = send(server, 20, pool)
@@ -157,9 +157,10 @@ class TestStopping:
             assert server.wait(30) == 0
             assert server.survivors() == []
 
-    def test_a_second_signal_stops_at_once(self, slow_store: Path) -> None:
+    def test_a_second_signal_stops_at_once(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=50))
         with (
-            serving(slow_store, DRAIN_GRACE_SECONDS="50") as server,
+            serving(tmp_path, DRAIN_GRACE_SECONDS="50") as server,
             ThreadPoolExecutor(32) as pool,
         ):
             futures = send(server, 20, pool)
@@ -168,7 +169,7 @@ class TestStopping:
             server.process.send_signal(signal.SIGTERM)
             assert server.wait(30) == 128 + signal.SIGTERM
             assert server.survivors() == []
-            assert any(future.exception() for future in futures)
+            assert all(future.exception() for future in futures)
 
     def test_a_drain_that_takes_too_long_is_a_failure(self, tmp_path: Path) -> None:
         foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=30))
@@ -265,7 +266,7 @@ class TestFailingToStart:
         slow_to_load = SLOW_HANDLER.format(seconds=60).replace("return None", "time.sleep(60)")
         foreign(tmp_path, "slow", slow_to_load)
         line = self.fails(tmp_path, TS_DEFAULT_STARTUP_TIMEOUT="6")
-        assert "not ready within 6 s (TS_DEFAULT_STARTUP_TIMEOUT): slow: 0 of 1 workers" in line
+        assert "not ready within 6 s (TS_DEFAULT_STARTUP_TIMEOUT): slow: " in line
 
     def test_options_that_the_jvm_does_not_know(self, store: Path) -> None:
         line = self.fails(store, "xor", TS_VMARGS="-XX:+NoSuchOption")

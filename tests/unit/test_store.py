@@ -48,6 +48,11 @@ def test_a_card_that_cannot_be_read(tmp_path: Path, card: str) -> None:
         find_archives(tmp_path, ())
 
 
+def test_a_path_instead_of_a_name(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is a path: name archives only"):
+        find_archives(tmp_path, (str(tmp_path / "a.mar"),))
+
+
 def test_no_such_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not a directory: run `make train`"):
         find_archives(tmp_path / "none", ())

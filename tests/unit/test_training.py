@@ -10,6 +10,7 @@ from torch import nn
 
 from handler.card import CARD_FILE, CONFIG_FILE, TORCHSCRIPT_FILE
 from handler.store import read_archive
+from tests.archives import altered
 from tests.unit.conftest import make_card, served_model
 from training import archive
 from training.__main__ import main
@@ -275,6 +276,18 @@ class TestCommand:
             (tmp_path / f"{name}.mar").touch()
         assert main(["all", "--missing", "--out", str(tmp_path)]) == 0
         assert capsys.readouterr().out.count("is there already") == len(MODELS)
+
+    def test_an_archive_of_other_code_is_kept_and_remarked_on(
+        self, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = run(recipe, tmp_path)
+        arguments = ["xor", "--missing", "--out", str(tmp_path)]
+        assert main(arguments) == 0
+        assert capsys.readouterr().out.endswith(f"{file} is there already\n")
+        altered(file, file.with_suffix(".new"), {CARD_FILE: make_card("xor").to_json().encode()})
+        file.with_suffix(".new").replace(file)
+        assert main(arguments) == 0
+        assert "made with other code: `make train` builds it anew" in capsys.readouterr().out
 
     def test_interrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupt(*_: object, **__: object) -> None:
