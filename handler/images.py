@@ -57,11 +57,10 @@ def decode(data: bytes | bytearray) -> torch.Tensor:
     except Exception as error:  # noqa: BLE001 (decoders raise nearly every built-in exception)
         raise RequestError(f"the {image.format} image cannot be decoded: {error}") from None
     if image.size == (SIDE, SIDE) and image.mode in ("1", "L") and not image.has_transparency_data:
-        image = image.convert("L")
-        darkest, lightest = image.getextrema()
-        if darkest == lightest:
+        pixels = _pixels(image if image.mode == "L" else image.convert("L"))
+        if bool((pixels == pixels[0, 0]).all()):
             raise RequestError("the image is blank")
-        return _pixels(image)
+        return pixels
     return to_mnist(image)
 
 

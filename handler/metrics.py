@@ -6,7 +6,6 @@ plain TorchServe nothing is exposed.
 """
 
 from bisect import bisect_left
-from collections import Counter as Tally
 from collections.abc import Iterable
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -84,38 +83,44 @@ class Metrics:
             waits: seconds from X-Request-Start, of those that had it.
             seconds: how long it took.
         """
-        codes = Tally(error.code for error in errors)
-        codes[200] = size - codes.total()
-        for code, count in codes.items():
-            self._requests[code].inc(count)
-        for reason, count in Tally(error.reason for error in errors).items():
-            self._rejected[reason].inc(count)
+        refused = 0
+        for error in errors:
+            self._requests[error.code].inc()
+            self._rejected[error.reason].inc()
+            refused += 1
+        if size > refused:
+            self._requests[200].inc(size - refused)
         observe_all(self._queue, waits)
-        self._batch_requests.observe(size)
-        self._batch.observe(seconds)
+        observe_all(self._batch_requests, (size,))
+        observe_all(self._batch, (seconds,))
 
     def stages(self, *seconds: float) -> None:
         """How long a batch spent in each of `STAGES`, or in as many as it reached."""
         for stage, duration in zip(self._stages, seconds, strict=False):
-            stage.observe(duration)
+            observe_all(stage, (duration,))
 
     def predictions(self, labels: list[int], confidences: list[float]) -> None:
         """Instances were answered, with these labels and probabilities."""
         self._instances.inc(len(labels))
-        for label, count in Tally(labels).items():
-            self._predictions[label].inc(count)
+        for label in set(labels):
+            self._predictions[label].inc(labels.count(label))
         observe_all(self._confidence, confidences)
 
 
 def observe_all(histogram: Histogram, values: Iterable[float]) -> None:
-    """Observe many values at the cost of as many increments as they have buckets.
+    """Observe values at the cost of an increment for each bucket that they fall into, and the sum.
 
-    prometheus-client offers one value at a time, at two increments each; a batch has a thousand.
+    prometheus-client takes one value at a time, looks for its bucket from the lowest on, and makes
+    two increments for each; a batch has up to thousands.
     """
-    values = list(values)
-    if not values:
-        return
-    bounds, buckets, total = histogram._upper_bounds, histogram._buckets, histogram._sum  # noqa: SLF001
-    for bucket, count in Tally(bisect_left(bounds, value) for value in values).items():
+    bounds, buckets, sum_ = histogram._upper_bounds, histogram._buckets, histogram._sum  # noqa: SLF001
+    counts: dict[int, int] = {}
+    total = 0.0
+    for value in values:
+        bucket = bisect_left(bounds, value)
+        counts[bucket] = counts.get(bucket, 0) + 1
+        total += value
+    for bucket, count in counts.items():
         buckets[bucket].inc(count)
-    total.inc(sum(values))
+    if counts:
+        sum_.inc(total)
