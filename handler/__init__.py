@@ -2,8 +2,8 @@
 
 Two halves that never run in the same process:
 
-* the worker side, copied into every archive: `batching`, `card`, `errors`, `images`, `payload`,
-  `scripted` and one module a model (`mnist`, `xor`);
-* the server side, which starts and stops TorchServe: `server`, `settings`, `store`, `telemetry`,
-  `torchserve`, `worker`.
+* the worker side, of which an archive holds what its model needs: `batching`, `card`, `errors`,
+  `images`, `metrics`, `payload`, `scripted`, `v2` and one module a model (`mnist`, `xor`);
+* the server side, which starts and stops TorchServe: `exposition`, `server`, `settings`, `store`,
+  `telemetry`, `torchserve`, and `worker`, which TorchServe starts its workers with.
 """

@@ -1,5 +1,6 @@
 """The metrics of every worker there is and was, as Prometheus reads them."""
 
+import contextlib
 import struct
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_ATTEMPTS = 5
+_RETRIES = 4
 
 
 class Exposition:
@@ -33,13 +34,11 @@ class Exposition:
             self._fold()
             registry = CollectorRegistry()
             MultiProcessCollector(registry, path=str(self._directory))
-            for attempt in range(_ATTEMPTS):
-                try:
+            for _ in range(_RETRIES):
+                # A worker that creates its file in this moment has not yet written its head.
+                with contextlib.suppress(struct.error):
                     return generate_latest(registry)
-                except struct.error:  # a worker has created its file in this moment
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-        raise AssertionError
+            return generate_latest(registry)
 
     def _fold(self) -> None:
         """Add up the files of the dead."""
