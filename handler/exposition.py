@@ -48,7 +48,8 @@ class Exposition:
                 continue
             folded = self._directory / f"{kind}_dead.db"
             totals: dict[str, float] = {}
-            for file in [*dead, *([folded] if folded.exists() else [])]:
+            files = [*dead, folded] if folded.exists() else dead
+            for file in (file for file in files if file.stat().st_size):  # killed at its first step
                 for key, value, *_ in MmapedDict.read_all_values_from_file(str(file)):
                     totals[key] = totals.get(key, 0.0) + value
             partial = self._directory / f"{kind}.partial"

@@ -131,16 +131,16 @@ def git_commit() -> str:
 
 
 def _model_config(recipe: Recipe) -> str:
-    return (
-        f"# Requests that a worker takes at once; milliseconds that the first waits for others. The\n"
-        f"# least is 1, which a request alone waits in vain: TorchServe reads 0 as its default, 100.\n"
-        f"batchSize: {recipe.max_batch_size}\n"
-        f"maxBatchDelay: {recipe.max_batch_delay}\n"
-        f"# Seconds. Where an archive has this file, TorchServe takes both from here or its own\n"
-        f"# defaults of 120, and ignores config.properties.\n"
-        f"responseTimeout: 60\n"
-        f"startupTimeout: 120\n"
-    )
+    return f"""\
+# Requests that a worker takes at once; milliseconds that the first waits for others. The least is 1,
+# which a request alone waits in vain: TorchServe reads 0 as its default, 100.
+batchSize: {recipe.max_batch_size}
+maxBatchDelay: {recipe.max_batch_delay}
+# Seconds. Where an archive has this file, TorchServe takes both from here or its own defaults of
+# 120, and ignores config.properties.
+responseTimeout: 60
+startupTimeout: 120
+"""
 
 
 def _rewrite(source: Path, target: Path) -> None:

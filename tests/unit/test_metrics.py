@@ -152,6 +152,8 @@ def test_no_counter_goes_down_when_a_worker_dies(
     workers: Workers, tmp_path: Path, dead: int
 ) -> None:
     workers.start(os.getpid()).batch(3, [], [0.2], 0.1)
+    (tmp_path / f"counter_{dead}.db").touch()  # killed while it created its file
+    assert value(workers.read(), "inference_requests_total", code="200") == 3
     for round_ in range(1, 4):
         workers.start(dead).batch(4, [RequestError("x")], [0.2], 0.1)
         values.close_all_multiprocess_files()
