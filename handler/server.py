@@ -128,7 +128,7 @@ class Server:
 
     def _check_torchserve(self) -> None:
         if self._torchserve.exit_code is not None:
-            last_words = self._torchserve.last_words.splitlines()
+            last_words = self._torchserve.last_words()
             raise ServerError(
                 f"TorchServe ended by itself with exit code {self._torchserve.exit_code}"
                 + (f": {last_words[0]}" if last_words else "")

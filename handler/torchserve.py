@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import psutil
 import requests
 
 from handler import worker
@@ -72,9 +73,12 @@ class TorchServe:
         self._run_directory = run_directory
         self._process: subprocess.Popen[str] | None = None
         self._tail: collections.deque[str] = collections.deque(maxlen=20)
+        self._readers: list[threading.Thread] = []
+        self._has_answered = False
         self._session = threading.local()
         self.metrics_directory = run_directory / "metrics"
-        self.metrics_directory.mkdir()
+        for name in (self.metrics_directory.name, worker.BUSY, worker.FAILED):
+            (run_directory / name).mkdir()
 
     def start(self) -> None:
         """Start the frontend; it starts the workers.
@@ -89,8 +93,6 @@ class TorchServe:
                 f"{self._run_directory} is too long a path for a Unix socket: set TMPDIR to a "
                 f"shorter one"
             )
-        for name in (worker.BUSY, worker.FAILED):
-            (self._run_directory / name).mkdir()
         self._process = subprocess.Popen(
             [str(java), *self._options(), *self._arguments()],
             env=self._environment(),
@@ -105,7 +107,9 @@ class TorchServe:
             preexec_fn=_die_with_parent,  # noqa: PLW1509 (calls nothing that takes a lock)
         )
         for forward, stream in ((False, self._process.stdout), (True, self._process.stderr)):
-            threading.Thread(target=self._read, args=(stream, forward), daemon=True).start()
+            reader = threading.Thread(target=self._read, args=(stream, forward), daemon=True)
+            reader.start()
+            self._readers.append(reader)
 
     def _options(self) -> list[str]:
         home = _torchserve_home()
@@ -153,10 +157,11 @@ class TorchServe:
         """Of the frontend, or None while it runs."""
         return self._process.poll() if self._process else None
 
-    @property
-    def last_words(self) -> str:
-        """The last lines that the frontend printed."""
-        return "\n".join(self._tail)
+    def last_words(self) -> list[str]:
+        """The last lines that the frontend printed, once it has ended."""
+        for reader in self._readers:
+            reader.join(timeout=1.0)
+        return list(self._tail)
 
     def kill(self) -> None:
         """End the frontend and its workers at once, and wait until they are gone.
@@ -178,6 +183,7 @@ class TorchServe:
         """
         url = f"{self._settings.management.url}/models/{archive.name}/{archive.version}"
         response = self._http.get(url, timeout=timeout)
+        self._has_answered = True
         if response.status_code == 404:
             return None
         response.raise_for_status()
@@ -190,18 +196,19 @@ class TorchServe:
         )
 
     def is_idle(self) -> bool:
-        """Whether no request is queued, and no worker has one in hand."""
+        """Whether no request is queued, and no worker has one in hand.
+
+        A frontend that does not answer now may have some, unless it has never answered yet.
+        """
         try:
             statuses = [self.status(archive) for archive in self._archives]
-        except requests.ConnectionError:
-            return True  # nothing listens yet
         except requests.RequestException:
-            return False
+            return not self._has_answered
         return not any(status and status.pending for status in statuses) and not self._busy()
 
     def _busy(self) -> bool:
         for flag in (self._run_directory / worker.BUSY).iterdir():
-            if flag.read_bytes() == b"\1" and Path(f"/proc/{flag.name}").exists():
+            if flag.read_bytes() == b"\1" and psutil.pid_exists(int(flag.name)):
                 return True
         return False
 
