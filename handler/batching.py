@@ -74,7 +74,8 @@ class BatchHandler:
             A body for each request, in order.
         """
         start, now = time.perf_counter(), time.time()
-        waits = [queued(context, index, now) for index in range(len(requests))]
+        queueing = (queued(context, index, now) for index in range(len(requests)))
+        waits = [wait for wait in queueing if wait is not None]
         errors: dict[int, RequestError] = {}
         queries: dict[int, Query] = {}
         for index, request in enumerate(requests):
@@ -93,8 +94,7 @@ class BatchHandler:
         for index in range(len(requests)):
             context.set_response_content_type(index, "application/json")
         seconds = time.perf_counter() - start
-        known_waits = [wait for wait in waits if wait is not None]
-        self.metrics.batch(len(requests), errors.values(), known_waits, seconds)
+        self.metrics.batch(len(requests), errors.values(), waits, seconds)
         return [answers[index] for index in range(len(requests))]
 
     def _answer(

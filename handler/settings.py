@@ -105,12 +105,12 @@ def load_settings(
         values = _read_properties(config_file)
     except OSError as error:
         raise ConfigurationError(f"{config_file}: {error.strerror}") from None
+    defaults = _OWN_DEFAULTS | _TORCHSERVE_DEFAULTS
     variables = {key: key.upper() for key in _OWN_DEFAULTS}
     variables |= {key: f"TS_{key.upper()}" for key in _TORCHSERVE_DEFAULTS}
 
     def value(key: str) -> str:
-        default = _OWN_DEFAULTS.get(key) or _TORCHSERVE_DEFAULTS.get(key, "")
-        return environ.get(variables[key], values.get(key, default)).strip()
+        return environ.get(variables[key], values.get(key, defaults[key])).strip()
 
     def seconds(key: str) -> float:
         try:

@@ -71,17 +71,14 @@ def answer(
 
 
 def _shape(shape: Any, instance: tuple[int, ...]) -> list[int]:
-    expected = [f"1 to {MAX_INSTANCES}", *map(str, instance)]
-    wrong = RequestError(
-        f"inputs[0].shape: expected [{', '.join(expected)}], got {json.dumps(shape):.80}"
-    )
-    if not isinstance(shape, list) or not all(type(length) is int for length in shape):
-        raise wrong
-    if len(shape) != len(expected) or shape[1:] != list(instance) or shape[0] < 1:
-        raise wrong
-    if shape[0] > MAX_INSTANCES:
-        raise PayloadTooLargeError(str(wrong))
-    return shape
+    is_shape = isinstance(shape, list) and all(type(length) is int for length in shape)
+    fits = is_shape and shape[1:] == list(instance) and len(shape) > len(instance) and shape[0] > 0
+    if fits and shape[0] <= MAX_INSTANCES:
+        lengths: list[int] = shape
+        return lengths
+    expected = ", ".join([f"1 to {MAX_INSTANCES}", *map(str, instance)])
+    error = PayloadTooLargeError if fits else RequestError
+    raise error(f"inputs[0].shape: expected [{expected}], got {json.dumps(shape):.80}")
 
 
 def _flat(data: Any, depth: int) -> list[Any]:

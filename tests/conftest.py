@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from handler.store import StoreError, read_archive
+from handler.store import StoreError
 from tests.serving import ROOT, ServerProcess, serving
-from training.archive import source_sha256
+from training.archive import is_current, source_sha256
 from training.data import MNIST_DIR, Data, mnist
 from training.registry import RECIPES
 
@@ -40,10 +40,9 @@ def store() -> Path:
 
 def _is_current(store: Path, name: str) -> bool:
     try:
-        card = read_archive(store / f"{name}.mar").card
+        return is_current(store / f"{name}.mar", name)
     except StoreError:
         return False
-    return card is not None and card.source_sha256 == source_sha256(name)
 
 
 @pytest.fixture(scope="session")

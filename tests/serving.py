@@ -77,7 +77,6 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self.family: list[psutil.Process] = []
 
     def __enter__(self) -> Self:
         return self
@@ -120,35 +119,34 @@ class ServerProcess:
             return 0, ""
         return response.status_code, response.text
 
-    def wait_until_ready(self, timeout: float = 90.0) -> "ServerProcess":
+    def wait_until_ready(self, timeout: float = 90.0) -> Self:
         def is_ready() -> bool:
             assert self.process.poll() is None, self.output
             return self.probe("/readyz")[0] == 200
 
         wait_until(is_ready, timeout)
-        self.family = psutil.Process(self.process.pid).children(recursive=True)
         return self
 
     def wait(self, timeout: float = 60.0) -> int:
         """The exit code, once it has ended by itself."""
         return self.process.wait(timeout)
 
-    def survivors(self) -> list[str]:
-        """The JVM and workers that were there when it was ready, if they still run."""
-        alive = (process for process in self.family if process.is_running())
-        return [" ".join(process.cmdline()[:3]) for process in alive if _runs(process)]
+    def family(self) -> list[psutil.Process]:
+        """The JVM and the workers of this server that run now, whoever their parent is.
+
+        Each has the server's temporary directory in its command line.
+        """
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if self._temporary.name in " ".join(process.info["cmdline"] or [])
+        ]
 
     def accepted(self) -> float:
         """Prediction requests that the frontend has taken in so far."""
         lines = requests.get(f"{self.metrics}/metrics", timeout=10).text.splitlines()
         counts = (line for line in lines if line.startswith("ts_inference_requests_total{"))
         return sum(float(line.rpartition(" ")[2]) for line in counts)
-
-
-def _runs(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 @contextlib.contextmanager

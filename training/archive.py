@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from handler.card import CARD_FILE, CONFIG_FILE, TORCHSCRIPT_FILE, ModelCard
+from handler.store import read_archive
 from training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +107,16 @@ def source_sha256(name: str) -> str:
         digest.update(f"{file.relative_to(ROOT)}\0".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def is_current(file: Path, name: str) -> bool:
+    """Whether an archive of a model was made with the code and pins that are here now.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    card = read_archive(file).card
+    return card is not None and card.source_sha256 == source_sha256(name)
 
 
 def library_versions() -> dict[str, str]:

@@ -57,8 +57,8 @@ def fit(model: ServedModel, recipe: Recipe, train: Split, *, seed: int, descript
         description: what the progress bar is labelled with.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = recipe.batch_size or len(train)
-    steps = recipe.epochs * max(len(train) // size, 1)
+    size = min(recipe.batch_size or len(train), len(train))
+    steps = recipe.epochs * (len(train) // size)
     optimizer = OPTIMIZERS[recipe.optimizer].make(
         model.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -66,7 +66,7 @@ def fit(model: ServedModel, recipe: Recipe, train: Split, *, seed: int, descript
         torch.optim.lr_scheduler.OneCycleLR(
             optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.2
         )
-        if recipe.one_cycle and steps
+        if recipe.one_cycle
         else None
     )
     model.train()
@@ -96,4 +96,4 @@ def _batches(
     """Indices of each batch; the instances left over at an epoch's end come in another one."""
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator)
-        yield from order[: max(count // size, 1) * size].split(size)
+        yield from order[: count // size * size].split(size)

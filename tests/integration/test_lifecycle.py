@@ -17,7 +17,7 @@ import requests
 
 from handler.torchserve import find_java
 from tests.archives import DYING_HANDLER, FAILING_HANDLER, SLOW_HANDLER, altered, foreign
-from tests.serving import ROOT, ServerProcess, serving, wait_until
+from tests.serving import ROOT, ServerProcess, free_addresses, serving, wait_until
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ class TestReadiness:
 
     def test_a_killed_worker_is_missed_and_comes_back(self, store: Path) -> None:
         with serving(store, "xor") as server:
-            (worker,) = [p for p in server.family if p.name().startswith("python")]
+            (worker,) = [p for p in server.family() if p.name().startswith("python")]
             worker.kill()
             wait_until(lambda: server.probe("/readyz")[0] == 503)
             assert server.probe("/livez")[0] == 200
@@ -136,7 +136,7 @@ class TestStopping:
             assert [future.result() for future in futures + late] == [200] * 21
             assert server.wait() == 0
             assert server.last_line == "stopped: every request was answered"
-            assert server.survivors() == []
+            assert server.family() == []
             left = {path.name for path in server.temporary.iterdir()}
             assert left <= {"output", "logs"}
 
@@ -155,7 +155,7 @@ class TestStopping:
         with serving(store, "xor", DRAIN_GRACE_SECONDS="50") as server:
             server.process.send_signal(signal.SIGINT)
             assert server.wait(30) == 0
-            assert server.survivors() == []
+            assert server.family() == []
 
     def test_a_second_signal_stops_at_once(self, tmp_path: Path) -> None:
         foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=50))
@@ -168,7 +168,7 @@ class TestStopping:
             wait_until(lambda: server.probe("/readyz")[0] == 503)
             server.process.send_signal(signal.SIGTERM)
             assert server.wait(30) == 128 + signal.SIGTERM
-            assert server.survivors() == []
+            assert server.family() == []
             assert all(future.exception() for future in futures)
 
     def test_a_drain_that_takes_too_long_is_a_failure(self, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ class TestStopping:
     def test_killed_it_leaves_no_process(self, store: Path) -> None:
         with serving(store, "xor") as server:
             server.process.kill()
-            wait_until(lambda: not server.survivors())
+            wait_until(lambda: not server.family())
 
     def test_started_again_on_the_same_ports(self, store: Path) -> None:
         with serving(store, "xor") as first:
@@ -203,11 +203,11 @@ class TestStopping:
 
     def test_torchserve_killed_is_the_end_of_the_server(self, store: Path) -> None:
         with serving(store, "xor") as server:
-            (java,) = [p for p in server.family if p.name() == "java"]
+            (java,) = [p for p in server.family() if p.name() == "java"]
             java.kill()
             assert server.wait(30) == 1
             assert "TorchServe ended by itself with exit code -9" in server.last_line
-            wait_until(lambda: not server.survivors())
+            wait_until(lambda: not server.family())
 
 
 class TestFailingToStart:
@@ -215,10 +215,9 @@ class TestFailingToStart:
 
     def fails(self, store: Path, *models: str, **environment: str) -> str:
         with ServerProcess(store, *models, **environment) as server:
-            children = psutil.Process(server.process.pid).children
             code = server.wait(60)
             assert code == 1, server.output
-            assert not psutil.pid_exists(server.process.pid) or not children()
+            assert server.family() == []
             assert server.last_line.startswith("error: "), server.output
             return server.last_line
 
@@ -291,13 +290,10 @@ class TestFailingToStart:
 def test_served_by_plain_torchserve_without_this_repository(store: Path, tmp_path: Path) -> None:
     """The archive holds all it needs: its own handler code is what answers."""
     shutil.copy(store / "mnist.mar", tmp_path)
-    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
-        for listener in (a, b, c):
-            listener.bind(("127.0.0.1", 0))
-        ports = [str(listener.getsockname()[1]) for listener in (a, b, c)]
+    addresses = list(free_addresses().values())
     config = tmp_path / "config.properties"
     names = ("inference", "management", "metrics")
-    lines = [f"{n}_address=http://127.0.0.1:{p}" for n, p in zip(names, ports, strict=True)]
+    lines = [f"{n}_address={a}" for n, a in zip(names, addresses, strict=False)]
     # Ports apart, TorchServe's defaults, with JSON decoded before the handler sees it.
     config.write_text(
         "\n".join(
@@ -326,7 +322,7 @@ def test_served_by_plain_torchserve_without_this_repository(store: Path, tmp_pat
             start_new_session=True,
         )
     try:
-        url = f"http://127.0.0.1:{ports[0]}/predictions/mnist"
+        url = f"{addresses[0]}/predictions/mnist"
         image = (ROOT / "samples" / "seven.png").read_bytes()
 
         def answer() -> list[int] | None:
