@@ -14,7 +14,14 @@ from handler import v2
 from handler.card import ModelCard
 from handler.errors import HandlerError, OutOfMemoryError, RequestError
 from handler.metrics import Metrics
-from handler.payload import body_of, instances_of, parse_json, parse_numbers
+from handler.payload import (
+    Numbers,
+    body_of,
+    concatenate,
+    instances_of,
+    parse_json,
+    parse_numbers,
+)
 from handler.scripted import ScriptedModel
 
 logger = logging.getLogger(__name__)
@@ -28,12 +35,12 @@ class Query:
     """What one request asks.
 
     Attributes:
-        instances: uint8 or float32 [n, *input_shape].
+        instances: one or more, uint8 or float32, each in row-major order.
         is_v2: whether it came, and is answered, in the Open Inference Protocol.
         id: of that protocol, or None.
     """
 
-    instances: torch.Tensor
+    instances: Numbers
     is_v2: bool = False
     id: str | None = None
 
@@ -106,7 +113,8 @@ class BatchHandler:
             self.metrics.stages(parsed - start)
             return {}
         try:
-            output = self.model(torch.cat([query.instances for query in queries.values()]))
+            numbers = concatenate([query.instances for query in queries.values()])
+            output = self.model(numbers)
         except Exception as failure:
             # Raised further, TorchServe would make it a 503, which says to come again.
             logger.exception("model %s failed on a batch", self.card.name)
@@ -125,7 +133,7 @@ class BatchHandler:
         answers = {}
         begin = 0
         for index, query in queries.items():
-            end = begin + len(query.instances)
+            end = begin + len(query.instances) // self.model.numbers_per_instance
             answers[index] = self.answer(query, labels[begin:end], probabilities[begin:end])
             begin = end
         confidences = [row[label] for row, label in zip(probabilities, labels, strict=True)]
@@ -154,7 +162,7 @@ class BatchHandler:
             instances, id_ = v2.parse(document, self.card)
             return Query(instances, is_v2=True, id=id_)
         return Query(
-            torch.stack(
+            concatenate(
                 [
                     self.parse_instance(value, f"instances[{index}]")
                     for index, value in enumerate(instances_of(document))
@@ -162,8 +170,8 @@ class BatchHandler:
             )
         )
 
-    def parse_instance(self, value: Any, where: str) -> torch.Tensor:
-        """One instance, uint8 or float32 [*input_shape]; `where` is its name in an error."""
+    def parse_instance(self, value: Any, where: str) -> Numbers:
+        """One instance, as many numbers as its shape has; `where` is its name in an error."""
         return parse_numbers(value, self.card.input_shape, self.card.input_bounds, where)
 
     def answer(self, query: Query, labels: list[int], probabilities: list[list[float]]) -> bytes:

@@ -4,11 +4,10 @@ import base64
 import binascii
 from typing import Any
 
-import torch
-
 from handler.batching import BatchHandler, Query
 from handler.errors import RequestError, UnsupportedMediaTypeError
 from handler.images import decode
+from handler.payload import Numbers
 
 
 class MnistHandler(BatchHandler):
@@ -19,11 +18,11 @@ class MnistHandler(BatchHandler):
         if body.lstrip()[:1] in (b"{", b"["):
             return super().parse_body(body)
         try:
-            return Query(decode(body)[None])
+            return Query(decode(body))
         except UnsupportedMediaTypeError as error:
             raise UnsupportedMediaTypeError(f"the body is not JSON and {error}") from None
 
-    def parse_instance(self, value: Any, where: str) -> torch.Tensor:
+    def parse_instance(self, value: Any, where: str) -> Numbers:
         """`{"b64": "..."}`, an image in base64, or 28 rows of 28 numbers from 0 to 255."""
         if not isinstance(value, dict):
             return super().parse_instance(value, where)

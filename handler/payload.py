@@ -2,15 +2,17 @@
 
 import json
 import sys
-from collections.abc import Mapping
-from typing import Any, NoReturn
-
-import torch
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 from handler.errors import PayloadTooLargeError, RequestError
 
 MAX_BODY_BYTES = 1 << 20
 MAX_INSTANCES = 1024
+# Instances in row-major order, one after the other: "B" is uint8, "f" is float32. No tensors yet:
+# making one costs more than decoding a small image.
+Numbers: TypeAlias = "array[int] | array[float]"
 _FINITE = (-sys.float_info.max, sys.float_info.max)
 
 
@@ -91,9 +93,21 @@ def instances_of(document: Any) -> list[Any]:
     return instances
 
 
+def concatenate(parts: Sequence[Numbers]) -> Numbers:
+    """One array of all parts: uint8 where all are, else float32."""
+    if len(parts) == 1:
+        return parts[0]
+    typecode = "B" if all(part.typecode == "B" for part in parts) else "f"
+    joined: Numbers = array(typecode)
+    joined.frombytes(
+        b"".join(part if part.typecode == typecode else array(typecode, part) for part in parts)
+    )
+    return joined
+
+
 def parse_numbers(
     value: Any, shape: tuple[int, ...], bounds: tuple[float, float] | None, where: str
-) -> torch.Tensor:
+) -> Numbers:
     """One instance given as nested lists of numbers.
 
     Args:
@@ -103,29 +117,25 @@ def parse_numbers(
         where: what to call the value in an error, such as `instances[1]`.
 
     Returns:
-        float32 of `shape`, infinite where a number is beyond float32's range.
+        float32, as many as `shape` has, infinite where a number is beyond float32's range.
 
     Raises:
         RequestError: another shape, something that is no number, or one out of bounds.
     """
-    _check_nested(value, shape, bounds, where)
-    return torch.tensor(value, dtype=torch.float64).to(torch.float32)
-
-
-def _check_nested(
-    value: Any, shape: tuple[int, ...], bounds: tuple[float, float] | None, where: str
-) -> None:
     length, *inner = shape
     what = "rows" if inner else "numbers"
     if not isinstance(value, list):
         raise RequestError(f"{where}: expected {length} {what}, got {describe(value)}")
     if len(value) != length:
         raise RequestError(f"{where}: expected {length} {what}, got {len(value)}")
-    if inner:
-        for index, row in enumerate(value):
-            _check_nested(row, tuple(inner), bounds, f"{where}[{index}]")
-        return
-    check_numbers(value, bounds, where)
+    if not inner:
+        check_numbers(value, bounds, where)
+        return array("f", value)
+    rows = (
+        parse_numbers(row, tuple(inner), bounds, f"{where}[{index}]")
+        for index, row in enumerate(value)
+    )
+    return concatenate(list(rows))
 
 
 def check_numbers(

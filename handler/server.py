@@ -189,7 +189,7 @@ class Server:
 
     def _idle_seconds(self) -> float:
         delays = [_IDLE_SECONDS]
-        for archive in self._archives:
+        for archive in self._archives if self._settings.wait_for_batch else ():
             with contextlib.suppress(requests.RequestException):
                 status = self._torchserve.status(archive)
                 delays.append(2 * status.batch_delay if status else 0.0)

@@ -12,6 +12,7 @@ _OWN_DEFAULTS = {
     "telemetry_address": "http://127.0.0.1:8083",
     "drain_grace_seconds": "5",
     "drain_timeout_seconds": "30",
+    "wait_for_batch": "false",
 }
 _TORCHSERVE_DEFAULTS = {
     "inference_address": "http://127.0.0.1:8080",
@@ -67,6 +68,7 @@ class Settings:
         startup_timeout: seconds until every model must have answered its warm-up prediction.
         drain_grace: seconds after SIGTERM in which new requests are still expected.
         drain_timeout: seconds after the grace in which requests in flight must be answered.
+        wait_for_batch: whether a batch waits up to its model's `maxBatchDelay` for more requests.
         vmargs: options of the JVM.
     """
 
@@ -81,6 +83,7 @@ class Settings:
     startup_timeout: float
     drain_grace: float
     drain_timeout: float
+    wait_for_batch: bool
     vmargs: tuple[str, ...]
 
     @property
@@ -105,54 +108,72 @@ def load_settings(
         values = _read_properties(config_file)
     except OSError as error:
         raise ConfigurationError(f"{config_file}: {error.strerror}") from None
-    defaults = _OWN_DEFAULTS | _TORCHSERVE_DEFAULTS
-    variables = {key: key.upper() for key in _OWN_DEFAULTS}
-    variables |= {key: f"TS_{key.upper()}" for key in _TORCHSERVE_DEFAULTS}
+    reader = _Reader(values, environ)
+    models_listed = reader.value("load_models")
+    listed = () if models_listed in ("", "all", "ALL") else models_listed.split(",")
+    return Settings(
+        config_file=config_file,
+        inference=reader.http("inference_address"),
+        management=reader.http("management_address"),
+        metrics=reader.http("metrics_address"),
+        grpc=(reader.grpc("grpc_inference"), reader.grpc("grpc_management")),
+        telemetry=reader.http("telemetry_address"),
+        model_store=model_store or Path(reader.value("model_store")),
+        models=models or tuple(name.strip() for name in listed),
+        startup_timeout=reader.seconds("default_startup_timeout"),
+        drain_grace=reader.seconds("drain_grace_seconds"),
+        drain_timeout=reader.seconds("drain_timeout_seconds"),
+        wait_for_batch=reader.boolean("wait_for_batch"),
+        vmargs=tuple(reader.value("vmargs").split()),
+    )
 
-    def value(key: str) -> str:
-        return environ.get(variables[key], values.get(key, defaults[key])).strip()
 
-    def seconds(key: str) -> float:
+class _Reader:
+    """Values by key, from the environment, else the file, else the defaults."""
+
+    def __init__(self, values: Mapping[str, str], environ: Mapping[str, str]) -> None:
+        self._values = _OWN_DEFAULTS | _TORCHSERVE_DEFAULTS | dict(values)
+        self._environ = environ
+
+    @staticmethod
+    def variable(key: str) -> str:
+        """The environment variable that overrides the key."""
+        return key.upper() if key in _OWN_DEFAULTS else f"TS_{key.upper()}"
+
+    def value(self, key: str) -> str:
+        return self._environ.get(self.variable(key), self._values[key]).strip()
+
+    def _unusable(self, key: str, expected: str, note: str = "") -> ConfigurationError:
+        return ConfigurationError(
+            f"{key} ({self.variable(key)}): expected {expected}, got {self.value(key)!r}{note}"
+        )
+
+    def seconds(self, key: str) -> float:
         try:
-            number = float(value(key))
+            number = float(self.value(key))
         except ValueError:
             number = -1
         if not 0 <= number < 1e6:
-            raise ConfigurationError(
-                f"{key} ({variables[key]}): expected seconds, got {value(key)!r}"
-            )
+            raise self._unusable(key, "seconds")
         return number
 
-    def http(key: str) -> Address:
-        match = re.fullmatch(r"http://([^:/]+):(\d{1,5})/?", value(key))
+    def boolean(self, key: str) -> bool:
+        if self.value(key).lower() not in ("true", "false"):
+            raise self._unusable(key, "true or false")
+        return self.value(key).lower() == "true"
+
+    def http(self, key: str) -> Address:
+        match = re.fullmatch(r"http://([^:/]+):(\d{1,5})/?", self.value(key))
         if not match or not 0 < int(match[2]) < 65536:
-            raise ConfigurationError(
-                f"{key} ({variables[key]}): expected http://HOST:PORT, got {value(key)!r} "
-                f"(TLS ends at the gateway)"
-            )
-        return Address(match[1], int(match[2]), variables[key])
+            raise self._unusable(key, "http://HOST:PORT", " (TLS ends at the gateway)")
+        return Address(match[1], int(match[2]), self.variable(key))
 
-    def grpc(name: str) -> Address:
-        port = value(f"{name}_port")
+    def grpc(self, name: str) -> Address:
+        key = f"{name}_port"
+        port = self.value(key)
         if not port.isdecimal() or int(port) > 65535:
-            raise ConfigurationError(f"{name}_port: expected 0 to 65535, got {port!r}")
-        return Address(value(f"{name}_address"), int(port), variables[f"{name}_port"])
-
-    listed = () if value("load_models") in ("", "all", "ALL") else value("load_models").split(",")
-    return Settings(
-        config_file=config_file,
-        inference=http("inference_address"),
-        management=http("management_address"),
-        metrics=http("metrics_address"),
-        grpc=(grpc("grpc_inference"), grpc("grpc_management")),
-        telemetry=http("telemetry_address"),
-        model_store=model_store or Path(value("model_store")),
-        models=models or tuple(name.strip() for name in listed),
-        startup_timeout=seconds("default_startup_timeout"),
-        drain_grace=seconds("drain_grace_seconds"),
-        drain_timeout=seconds("drain_timeout_seconds"),
-        vmargs=tuple(value("vmargs").split()),
-    )
+            raise self._unusable(key, "0 to 65535")
+        return Address(self.value(f"{name}_address"), int(port), self.variable(key))
 
 
 def _read_properties(file: Path) -> dict[str, str]:

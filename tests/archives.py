@@ -16,6 +16,20 @@ def handle(requests, context):
     return [bytes(request["body"]) for request in requests]
 """
 
+# Answers each request with the size of its batch, but not before a file appears.
+COUNTING_HANDLER = """
+import os, pathlib, time
+
+gate = pathlib.Path(os.environ["LOG_LOCATION"]) / "open"
+
+def handle(requests, context):
+    if requests is None:
+        return None
+    while not gate.exists():
+        time.sleep(0.01)
+    return [str(len(requests)).encode()] * len(requests)
+"""
+
 # Dies when it is told to, and cannot be loaded after that.
 DYING_HANDLER = """
 import os, pathlib

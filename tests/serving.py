@@ -148,6 +148,12 @@ class ServerProcess:
         counts = (line for line in lines if line.startswith("ts_inference_requests_total{"))
         return sum(float(line.rpartition(" ")[2]) for line in counts)
 
+    def pending(self, model: str) -> int:
+        """Requests in the model's queue, which no worker has taken yet."""
+        (status,) = requests.get(f"{self.management}/models/{model}", timeout=10).json()
+        count: int = status["jobQueueStatus"]["pendingRequests"]
+        return count
+
 
 @contextlib.contextmanager
 def serving(store: Path, *models: str, **environment: str) -> Iterator[ServerProcess]:

@@ -9,7 +9,7 @@ import torch
 from handler.batching import BatchHandler, Query, queued
 from handler.card import TORCHSCRIPT_FILE
 from handler.mnist import MnistHandler
-from handler.scripted import MAX_FORWARD
+from handler.scripted import CpuForward
 from handler.xor import XorHandler
 from tests.images import b64, png
 from tests.unit.conftest import Context
@@ -40,7 +40,7 @@ def test_each_request_is_answered_in_its_place(loaded: Load) -> None:
     assert answers[3][1]["message"] == "instances[0]: expected 2 numbers, got 1"
 
 
-@pytest.mark.parametrize("size", [2, 7, 64, MAX_FORWARD + 3])
+@pytest.mark.parametrize("size", [2, 3, 4, 7, 64, CpuForward.max_batch + 3])
 def test_the_batch_does_not_change_the_numbers(loaded: Load, size: int) -> None:
     handler = loaded(MnistHandler, "mnist")
     bodies = [png(image) for image in noise(size)]

@@ -5,9 +5,15 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from handler import images
 from handler.errors import PayloadTooLargeError, RequestError, UnsupportedMediaTypeError
-from handler.images import decode
 from tests.images import dark_on_light, encode, picture, png
+
+
+def decode(data: bytes | bytearray) -> torch.Tensor:
+    pixels = images.decode(data)
+    assert pixels.typecode == "B"
+    return torch.frombuffer(pixels, dtype=torch.uint8).reshape(28, 28)
 
 
 @pytest.fixture

@@ -1,9 +1,17 @@
 import math
+from array import array
 
 import pytest
 
 from handler.errors import PayloadTooLargeError, RequestError
-from handler.payload import MAX_BODY_BYTES, body_of, instances_of, parse_json, parse_numbers
+from handler.payload import (
+    MAX_BODY_BYTES,
+    body_of,
+    concatenate,
+    instances_of,
+    parse_json,
+    parse_numbers,
+)
 
 
 def test_the_field_named_data_comes_first() -> None:
@@ -37,7 +45,14 @@ def test_numbers_keep_their_value() -> None:
     assert parse_numbers([1, 0.5, -2e-3], (3,), None, "x").tolist() == pytest.approx(
         [1, 0.5, -2e-3]
     )
-    assert parse_numbers([[0, 255], [1, 2]], (2, 2), (0, 255), "x").tolist() == [[0, 255], [1, 2]]
+    assert parse_numbers([[0, 255], [1, 2]], (2, 2), (0, 255), "x").tolist() == [0, 255, 1, 2]
+
+
+def test_parts_of_one_type_keep_it_and_others_become_float32() -> None:
+    pixels, numbers = array("B", [0, 255]), array("f", [0.5])
+    assert concatenate([pixels, pixels]) == array("B", [0, 255, 0, 255])
+    assert concatenate([pixels, numbers]) == array("f", [0, 255, 0.5])
+    assert concatenate([numbers]) == numbers
 
 
 def test_beyond_float32_is_infinite() -> None:

@@ -52,6 +52,7 @@ def test_a_listener_on_every_interface_is_reached_by_loopback(tmp_path: Path) ->
         ("DRAIN_TIMEOUT_SECONDS", "-1"),
         ("DRAIN_TIMEOUT_SECONDS", "nan"),
         ("TS_GRPC_INFERENCE_PORT", "x"),
+        ("WAIT_FOR_BATCH", "maybe"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(tmp_path: Path, variable: str, value: str) -> None:

@@ -1,0 +1,42 @@
+"""What a batch is: whatever has arrived while the worker was busy."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import requests
+
+from tests.archives import COUNTING_HANDLER, foreign
+from tests.serving import serving, wait_until
+
+DELAY = "batchSize: 8\nmaxBatchDelay: {milliseconds}\n"
+
+
+def ask(url: str) -> str:
+    response = requests.post(url, data="x", timeout=60)
+    assert response.status_code == 200
+    return response.text
+
+
+def test_a_batch_is_what_has_arrived_and_waits_for_nobody(tmp_path: Path) -> None:
+    """With a batch delay of 10 minutes, that any request is answered shows that none waits."""
+    foreign(tmp_path, "counting", COUNTING_HANDLER, DELAY.format(milliseconds=600_000))
+    with serving(tmp_path) as server, ThreadPoolExecutor(12) as pool:
+        url = server.url("counting")
+        first = pool.submit(ask, url)
+        wait_until(lambda: server.accepted() == 1)
+        wait_until(lambda: server.pending("counting") == 0)  # the worker has it
+        others = [pool.submit(ask, url) for _ in range(11)]
+        wait_until(lambda: server.pending("counting") == 11)
+        (server.temporary / "logs" / "open").touch()
+        assert first.result() == "1"
+        assert sorted(other.result() for other in others) == ["3"] * 3 + ["8"] * 8
+
+
+def test_waiting_is_a_setting(tmp_path: Path) -> None:
+    foreign(tmp_path, "counting", COUNTING_HANDLER, DELAY.format(milliseconds=2_000))
+    with serving(tmp_path, WAIT_FOR_BATCH="true") as server, ThreadPoolExecutor(2) as pool:
+        (server.temporary / "logs" / "open").touch()
+        first = pool.submit(ask, server.url("counting"))
+        wait_until(lambda: server.accepted() == 1)
+        second = pool.submit(ask, server.url("counting"))
+        assert [first.result(), second.result()] == ["2", "2"]
