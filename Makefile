@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
-.PHONY: help setup train serve test check clean
+.PHONY: help setup train serve test check bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,13 @@ check: $(SETUP) ## check format, lint and types
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
+bench: $(SETUP) ## measure this service beside plain TorchServe, with wrk (10 minutes)
+	@$(PY) -m training all --missing
+	@$(PY) -m loadtest.bench
+
+bench-gpu: $(SETUP) ## measure the forward on a GPU beside a bare CUDA graph
+	@$(PY) -m tests.gpu.bench
+
 clean: ## remove the environment, caches, archives and logs
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
+	rm -rf $(VENV) artifacts .cache .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

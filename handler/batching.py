@@ -97,7 +97,8 @@ class BatchHandler:
         answers = self._answer(queries, errors, start)
         for index, refusal in errors.items():
             context.set_response_status(refusal.code, refusal.phrase, index)
-            answers[index] = refusal.body()
+            grpc = {} if has_host(context, index) else v2.error(self.card, str(refusal))
+            answers[index] = refusal.body(**grpc)
         for index in range(len(requests)):
             context.set_response_content_type(index, "application/json")
         seconds = time.perf_counter() - start
@@ -189,6 +190,11 @@ class BatchHandler:
             "confidence": probabilities[label],
             "probabilities": probabilities,
         }
+
+
+def has_host(context: Any, index: int) -> bool:
+    """Whether a request has the header that HTTP asks for; those that came by gRPC have none."""
+    return any(name.lower() == "host" for name in context.get_all_request_header(index))
 
 
 def queued(context: Any, index: int, now: float) -> float | None:

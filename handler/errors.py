@@ -1,6 +1,7 @@
 """What a request can be answered instead of predictions, and the body that says so."""
 
 import json
+from typing import Any
 
 
 class RequestError(Exception):
@@ -18,10 +19,10 @@ class RequestError(Exception):
     type = "BadRequestException"
     reason = "malformed"
 
-    def body(self) -> bytes:
+    def body(self, **more: Any) -> bytes:
         """The error as TorchServe's frontend writes its own: JSON with code, type and message."""
         error = {"code": self.code, "type": self.type, "message": str(self)}
-        return json.dumps(error).encode()
+        return json.dumps(error | more).encode()
 
 
 class PayloadTooLargeError(RequestError):

@@ -65,6 +65,8 @@ class ScriptedModel:
         """
         flat = torch.frombuffer(numbers, dtype=_DTYPES[numbers.typecode])
         instances = flat.view(-1, *self._shape)
+        if len(instances) <= self._forward.max_batch:
+            return self._forward(instances).double()
         parts = instances.split(self._forward.max_batch)
         return torch.cat([self._forward(part).double() for part in parts])
 

@@ -68,6 +68,22 @@ def answer(
     return json.dumps(document).encode()
 
 
+def error(card: ModelCard, text: str) -> dict[str, Any]:
+    """What an error has to hold besides its own fields if it may be read as an answer by gRPC.
+
+    TorchServe's frontend reads these of every answer to a ModelInfer call; without them it fails,
+    and takes the worker down. The protocol's gRPC message has no field for an error, and TorchServe
+    no way to a gRPC status for one request of a batch, so the error is an output.
+    """
+    output = {"name": "error", "shape": [1], "datatype": "BYTES", "data": [text]}
+    return {
+        "id": "",
+        "model_name": card.name,
+        "model_version": card.version,
+        "outputs": [output],
+    }
+
+
 def _shape(shape: Any, instance: tuple[int, ...]) -> list[int]:
     is_shape = isinstance(shape, list) and all(type(length) is int for length in shape)
     fits = is_shape and shape[1:] == list(instance) and len(shape) > len(instance) and shape[0] > 0

@@ -64,21 +64,22 @@ def instrument(run_directory: Path) -> None:
         finally:
             busy[0] = 0
 
-    readers: dict[socket.socket, Any] = {}
+    def retrieve_first(connection: socket.socket, length: int) -> bytes:
+        read = connection.makefile("rb", buffering=1 << 16).read
 
-    def buffered_retrieve(connection: socket.socket, length: int) -> bytes:
-        reader = readers.get(connection)
-        if reader is None:
-            reader = connection.makefile("rb", buffering=1 << 16)
-            readers[connection] = reader
-        data: bytes = reader.read(length)
-        if len(data) < length:
-            sys.exit(0)  # the frontend is gone
-        return data
+        def retrieve(_: socket.socket, length: int) -> bytes:
+            data: bytes = read(length)
+            if len(data) < length:
+                sys.exit(0)  # the frontend is gone
+            return data
+
+        # A worker has one connection in its life.
+        otf_message_handler._retrieve_buffer = retrieve  # noqa: SLF001
+        return retrieve(connection, length)
 
     TsModelLoader.load = reporting_load
     Service.predict = marking_predict
-    otf_message_handler._retrieve_buffer = buffered_retrieve  # noqa: SLF001
+    otf_message_handler._retrieve_buffer = retrieve_first  # noqa: SLF001
 
 
 def main() -> None:

@@ -47,6 +47,8 @@ def _is_current(store: Path, name: str) -> bool:
 
 @pytest.fixture(scope="session")
 def server(store: Path) -> Iterator[ServerProcess]:
-    """One server with both models for all tests that leave it as it was."""
-    with serving(store, *RECIPES) as running:
+    """One server with both models, and the workers that a user gets, for all tests that leave it
+    as it was.
+    """
+    with serving(store, *RECIPES, TS_DEFAULT_WORKERS_PER_MODEL="2") as running:
         yield running

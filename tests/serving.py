@@ -3,21 +3,20 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TypeVar
+from typing import IO, Self
 
 import psutil
 import requests
 
+from loadtest.servers import free_ports, wait_until
+
 ROOT = Path(__file__).resolve().parent.parent
-T = TypeVar("T")
 LISTENERS = (
     "TS_INFERENCE_ADDRESS",
     "TS_MANAGEMENT_ADDRESS",
@@ -28,21 +27,8 @@ LISTENERS = (
 
 def free_addresses() -> dict[str, str]:
     """An address with a port that nothing uses, for each listener's variable."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in LISTENERS]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        ports = [listener.getsockname()[1] for listener in sockets]
+    ports = free_ports(len(LISTENERS))
     return {name: f"http://127.0.0.1:{port}" for name, port in zip(LISTENERS, ports, strict=True)}
-
-
-def wait_until(look: Callable[[], T], timeout: float = 60.0) -> T:
-    """Poll until `look` gives something true, and return it."""
-    deadline = time.monotonic() + timeout
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"not within {timeout} s; last seen: {seen!r}"
-        time.sleep(0.02)
-    return seen
 
 
 class ServerProcess:
@@ -51,7 +37,8 @@ class ServerProcess:
     Args:
         store: directory of the archives.
         models: which of them; all by default.
-        environment: on top of this process's and of free addresses.
+        environment: on top of this process's, of free addresses, and of one worker a model, which
+            starts sooner than two.
     """
 
     def __init__(self, store: Path, *models: str, **environment: str) -> None:
@@ -71,6 +58,7 @@ class ServerProcess:
             cwd=ROOT,
             env=os.environ
             | {"TMPDIR": self._temporary.name, "LOG_LOCATION": f"{self._temporary.name}/logs"}
+            | {"TS_DEFAULT_WORKERS_PER_MODEL": "1"}
             | self.addresses
             | environment,
             stdout=self._log,

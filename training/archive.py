@@ -143,8 +143,8 @@ def git_commit() -> str:
 
 def _model_config(recipe: Recipe) -> str:
     return f"""\
-# Requests that a worker takes at once; milliseconds that the first waits for others. The least is
-# 1, which a request alone waits in vain: TorchServe reads 0 as its default, 100.
+# Requests that a worker takes at once; milliseconds that the first waits for others under a plain
+# TorchServe. The least is 1: it reads 0 as its default, 100. `python -m handler` has none wait.
 batchSize: {recipe.max_batch_size}
 maxBatchDelay: {recipe.max_batch_delay}
 # Seconds. Where an archive has this file, TorchServe takes both from here or its own defaults of

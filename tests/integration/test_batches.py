@@ -5,8 +5,9 @@ from pathlib import Path
 
 import requests
 
+from loadtest.servers import wait_until
 from tests.archives import COUNTING_HANDLER, foreign
-from tests.serving import serving, wait_until
+from tests.serving import serving
 
 DELAY = "batchSize: 8\nmaxBatchDelay: {milliseconds}\n"
 

@@ -16,8 +16,9 @@ import pytest
 import requests
 
 from handler.torchserve import find_java
+from loadtest.servers import wait_until
 from tests.archives import DYING_HANDLER, FAILING_HANDLER, SLOW_HANDLER, altered, foreign
-from tests.serving import ROOT, ServerProcess, free_addresses, serving, wait_until
+from tests.serving import ROOT, ServerProcess, free_addresses, serving
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving import ROOT, ServerProcess, serving, wait_until
+from loadtest.servers import wait_until
+from tests.serving import ROOT, ServerProcess, serving
 
 SEVEN = (ROOT / "samples" / "seven.png").read_bytes()
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.serving import ROOT, free_addresses, wait_until
+from loadtest.servers import wait_until
+from tests.serving import ROOT, free_addresses
 from training.data import MNIST_DIR
 
 README = (ROOT / "README.md").read_text()

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.serving import ROOT, wait_until
+from loadtest.servers import wait_until
+from tests.serving import ROOT
 
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:

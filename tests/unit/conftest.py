@@ -52,10 +52,10 @@ class Context:
     """What a handler uses of TorchServe's context."""
 
     def __init__(self, directory: Path, size: int = 0) -> None:
-        self.system_properties = {"model_dir": str(directory), "gpu_id": None}
+        self.system_properties: dict[str, Any] = {"model_dir": str(directory), "gpu_id": None}
         self.codes = [200] * size
         self.content_types = [""] * size
-        self.headers: list[dict[str, str]] = [{} for _ in range(size)]
+        self.headers = [{"Host": "localhost"} for _ in range(size)]
 
     def get_all_request_header(self, index: int) -> dict[str, str]:
         return self.headers[index]

@@ -115,6 +115,17 @@ def test_a_torchscript_that_is_not_the_archived_one(loaded: Load, tmp_path: Path
         handler.initialize(Context(tmp_path))
 
 
+def test_an_error_that_came_by_grpc_reads_as_an_answer(loaded: Load) -> None:
+    handler = loaded(XorHandler, "xor")
+    context = Context(Path(), 2)
+    context.headers[1] = {}
+    by_http, by_grpc = map(json.loads, handler.handle([{"body": b"["}] * 2, context))
+    assert by_http.keys() == {"code", "type", "message"}
+    assert by_grpc["outputs"][0]["data"] == [by_http["message"]]
+    assert by_http.items() <= by_grpc.items()
+    assert by_grpc.keys() >= {"id", "model_name", "model_version"}
+
+
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [

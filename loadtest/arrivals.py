@@ -1,0 +1,29 @@
+"""When requests are sent in an open loop: on a schedule that no answer changes."""
+
+import random
+from collections.abc import Iterator
+
+
+def schedule(kind: str, rate: float, start: float, rng: random.Random) -> Iterator[float]:
+    """Intended send times of one source, without end.
+
+    Args:
+        kind: `poisson`, with independent exponential gaps, as MLPerf Inference's server scenario
+            has them; or `constant`, with equal gaps from a random phase on.
+        rate: requests a second, over 0.
+        start: seconds, on any clock; the first time is after it.
+        rng: of the source alone; sources that are independent add up to one of their total rate.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"arrivals: expected one of {', '.join(KINDS)}, got {kind!r}")
+    is_poisson = kind == "poisson"
+    now = start + (rng.expovariate(rate) if is_poisson else rng.random() / rate)
+    while True:
+        yield now
+        now += rng.expovariate(rate) if is_poisson else 1 / rate
+
+
+KINDS = ("poisson", "constant")

@@ -1,0 +1,20 @@
+"""TorchServe's built-in image handler, used as its own MNIST example uses it."""
+
+from training.vision import torchvision
+
+# isort: split
+# It imports torchvision, too, which has to be mended first beside a CPU-only torch.
+from ts.torch_handler.image_classifier import ImageClassifier
+
+_transforms = torchvision.transforms
+
+
+class StockHandler(ImageClassifier):  # type: ignore[misc]
+    """The built-in handler with the transform that this TorchScript needs: pixels as they are.
+
+    The softmax that it adds to the model's own changes the probabilities, not the label.
+    """
+
+    image_processing = _transforms.Compose(
+        [_transforms.PILToTensor(), _transforms.Lambda(lambda pixels: pixels[0])]
+    )

@@ -1,0 +1,78 @@
+"""How the load goes up and down over a run, as shapes that Locust understands."""
+
+from locust import LoadTestShape
+
+
+class Profile(LoadTestShape):
+    """Users over time, as a share of their peak.
+
+    In an open loop each user is a source of its share of the arrival rate, so the same shape moves
+    the rate.
+
+    Args:
+        peak: the most users that there are at once.
+        duration: seconds until the run ends.
+    """
+
+    abstract = True
+
+    def __init__(self, peak: int, duration: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._peak = peak
+        self._duration = duration
+
+    def share(self, progress: float) -> float:
+        """Of the peak, 0 to 1, at a progress of 0 to 1."""
+        raise NotImplementedError
+
+    def tick(self) -> tuple[int, float] | None:
+        """What Locust asks for every second: users, and how many to start or stop a second."""
+        progress = self.get_run_time() / self._duration  # type: ignore[no-untyped-call]
+        if progress >= 1:
+            return None
+        return max(1, round(self._peak * self.share(progress))), float(self._peak)
+
+
+class Steady(Profile):
+    """The peak from start to end."""
+
+    def share(self, _: float) -> float:
+        """Always 1."""
+        return 1.0
+
+
+class Ramp(Profile):
+    """From nothing to the peak in a straight line."""
+
+    def share(self, progress: float) -> float:
+        """The progress itself."""
+        return progress
+
+
+class Step(Profile):
+    """A quarter, a half, three quarters and all of the peak, a quarter of the time each."""
+
+    def share(self, progress: float) -> float:
+        """In steps of a quarter."""
+        return (1 + int(progress * 4)) / 4
+
+
+class Spike(Profile):
+    """A quarter of the peak, but all of it in the middle fifth of the run."""
+
+    def share(self, progress: float) -> float:
+        """1 from 0.4 to 0.6."""
+        return 1.0 if 0.4 <= progress < 0.6 else 0.25
+
+
+class Soak(Steady):
+    """Half of the peak, for the hours in which leaks show; the duration is what makes it one."""
+
+    def share(self, _: float) -> float:
+        """Always a half."""
+        return 0.5
+
+
+PROFILES: dict[str, type[Profile]] = {
+    profile.__name__.lower(): profile for profile in (Steady, Ramp, Step, Spike, Soak)
+}

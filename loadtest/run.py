@@ -1,0 +1,221 @@
+"""One run of Locust, from the first look at the server to the verdict."""
+
+import contextlib
+import enum
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+import requests
+from locust.env import Environment
+from locust.runners import MasterRunner, WorkerRunner
+
+from loadtest import objectives, report, server_side
+from loadtest.objectives import Judgement, ObjectiveError, Verdict
+from loadtest.profiles import PROFILES
+from loadtest.prometheus import Exporter
+from loadtest.recorder import Recorder, Results, percentile
+
+# Seconds that answers may take at the end of a run, where Locust's option says nothing.
+_STOP_TIMEOUT = 30.0
+_COLLECT_SECONDS = 0.5
+# A server that has answered nothing for so long is gone.
+_DEAD_SECONDS = 5.0
+_MIN_LAG = 0.005
+_RUN_SECONDS = {"soak": 1800.0}
+
+
+class Outcome(enum.IntEnum):
+    """Exit code of a run."""
+
+    PASSED = 0
+    FAILED = 1
+    INVALID = 2
+
+
+class Run:
+    """Connects the generator's events with the recorder, and judges at the end.
+
+    In a distributed run workers record and the master judges; else one process does both.
+
+    Args:
+        environment: Locust's.
+        recorder: of this process.
+    """
+
+    def __init__(self, environment: Environment, recorder: Recorder) -> None:
+        self._environment = environment
+        self._recorder = recorder
+        self._results = Results()
+        self._objectives: dict[str, dict[str, float]] = {}
+        self._before: dict[server_side.Sample, float] | None = None
+        self._why_invalid: list[str] = []
+        self._last_answer = 0.0
+        self._collector: gevent.Greenlet | None = None
+        self._exporter: Exporter | None = None
+
+    @property
+    def _options(self) -> Any:
+        return self._environment.parsed_options
+
+    def connect(self) -> None:
+        """Listen to Locust's events."""
+        events = self._environment.events
+        self._environment.stop_timeout = self._environment.stop_timeout or _STOP_TIMEOUT
+        if isinstance(self._environment.runner, WorkerRunner):
+            events.report_to_master.add_listener(self._report)
+            return
+        options = self._options
+        options.sources = max(1, options.num_users or 1)
+        if options.profile:
+            seconds = options.run_time or _RUN_SECONDS.get(options.profile, 60.0)
+            self._environment.shape_class = PROFILES[options.profile](options.sources, seconds)
+        if options.prometheus_port:
+            self._exporter = Exporter(options.prometheus_port)
+        events.worker_report.add_listener(self._merge_report)
+        events.test_start.add_listener(self._start)
+        events.test_stop.add_listener(self._stop)
+
+    def _report(self, client_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002 (Locust's)
+        data["loadtest"] = self._recorder.take()
+
+    def _merge_report(self, client_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002 (Locust's)
+        self._merge(data.get("loadtest", {}))
+
+    def _merge(self, batch: dict[str, Any]) -> None:
+        added = self._results.merge(batch)
+        if any(key != "code 0" for _, counts in batch.values() for key in counts if "code" in key):
+            self._last_answer = time.monotonic()
+        if self._exporter:
+            self._exporter.observe(added, {name: counts for name, (_, counts) in batch.items()})
+            users = self._environment.runner.user_count if self._environment.runner else 0
+            options = self._options
+            share = users / options.sources if options.profile else 1.0
+            self._exporter.load(users, options.arrival_rate * share)
+
+    @property
+    def telemetry(self) -> str:
+        """URL of the server's telemetry, or nothing where it is not to be asked."""
+        if self._options.telemetry == "none":
+            return ""
+        host = urlsplit(self._host).hostname
+        return self._options.telemetry.rstrip("/") or f"http://{host}:8083"
+
+    @property
+    def _host(self) -> str:
+        return self._environment.host or "http://127.0.0.1:8080"
+
+    def _start(self, **_: Any) -> None:
+        self._results = Results()
+        self._why_invalid = []
+        self._last_answer = time.monotonic()
+        try:
+            self._objectives = objectives.load(self._options.objectives or objectives.FILE)
+            self._look()
+        except (ObjectiveError, server_side.ScrapeError) as error:
+            self._give_up(str(error))
+            return
+        self._collector = gevent.spawn(self._collect)
+
+    def _look(self) -> None:
+        """See that there is a server, before any load.
+
+        Raises:
+            ScrapeError: there is none, or none that can be asked what it served.
+        """
+        try:
+            requests.get(f"{self._host}/ping", timeout=5)
+        except requests.RequestException as error:
+            raise server_side.ScrapeError(f"no server at {self._host}: {error}") from None
+        self._before = server_side.scrape(f"{self.telemetry}/metrics") if self.telemetry else None
+
+    def _give_up(self, why: str) -> None:
+        self._why_invalid.append(why)
+        # Not from within the event: Locust has yet to start what is to be stopped.
+        gevent.spawn_later(0.1, self._quit)
+
+    def _quit(self) -> None:
+        runner = self._environment.runner
+        if runner:
+            runner.quit()
+
+    def _collect(self) -> None:
+        """Merge what this process recorded, and stop a run whose server has gone."""
+        while True:
+            gevent.sleep(_COLLECT_SECONDS)
+            if not isinstance(self._environment.runner, MasterRunner):
+                self._merge(self._recorder.take())
+            silence = time.monotonic() - self._last_answer
+            unanswered = sum(s.counters["code 0"] for s in self._results.scenarios.values())
+            if silence > _DEAD_SECONDS and unanswered:
+                self._give_up(f"the server has answered nothing for {silence:.0f} s")
+                return
+
+    def _stop(self, **_: Any) -> None:
+        """Judge, say so, and set the exit code."""
+        if self._collector:
+            self._collector.kill()
+        self._merge(self._recorder.take())
+        self._results.ended = time.time()
+        served: dict[str, server_side.ModelSide] = {}
+        disagreements: list[str] = []
+        if self._before is not None:
+            try:
+                after = server_side.scrape(f"{self.telemetry}/metrics")
+            except server_side.ScrapeError as error:
+                self._why_invalid.append(str(error))
+            else:
+                served = server_side.difference(self._before, after)
+                disagreements = server_side.mismatches(self._results, served)
+        judgements: list[Judgement] = []
+        if self._results.scenarios:
+            with contextlib.suppress(ObjectiveError):
+                judgements = objectives.judge(self._results, self._objectives)
+            self._why_invalid += lags(self._results, self._objectives)
+        if not judgements and not self._why_invalid:
+            self._why_invalid.append("no request was sent for which there are objectives")
+        outcome = verdict(self._results, judgements, disagreements, self._why_invalid)
+        finished = report.Finished(
+            self._results, judgements, served, disagreements, self._why_invalid, outcome.name
+        )
+        print(report.text(finished), flush=True)
+        if self._options.artifacts:
+            report.write(finished, Path(self._options.artifacts))
+            print(f"report.html, results.json and latencies.npz are in {self._options.artifacts}")
+        self._environment.process_exit_code = int(outcome)
+
+
+def lags(results: Results, limits: dict[str, dict[str, float]]) -> list[str]:
+    """Scenarios whose requests were sent too late for their latency to mean anything.
+
+    The generator's fault: p99 of the lag is over 5 ms, or 10 % of the objective for p99 if that is
+    more.
+    """
+    found = []
+    for name, scenario in results.scenarios.items():
+        limit = max(_MIN_LAG, limits.get(name, {}).get("p99", 0.0) / 1e3 / 10)
+        lag = percentile(scenario.rows[:, 2], 99)
+        if lag > limit:
+            found.append(
+                f"{name}: the generator itself was late, by {lag * 1e3:.1f} ms at p99 "
+                f"(allowed: {limit * 1e3:.1f}); give it more processes or a lower rate"
+            )
+    return found
+
+
+def verdict(
+    results: Results,
+    judgements: list[Judgement],
+    disagreements: list[str],
+    why_invalid: list[str],
+) -> Outcome:
+    """The exit code. A run whose server is gone, or answers wrongly, has failed in any case."""
+    overall = objectives.overall(judgements)
+    answered = sum(s.requests - s.counters["code 0"] for s in results.scenarios.values())
+    if disagreements or (overall is Verdict.FAILED and not (why_invalid and answered)):
+        return Outcome.FAILED
+    if why_invalid or overall is Verdict.UNDECIDED:
+        return Outcome.INVALID
+    return Outcome.PASSED
