@@ -14,7 +14,6 @@ import time
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -24,7 +23,6 @@ from locust.env import Environment
 
 from loadtest import digits
 from loadtest.arrivals import KINDS, schedule
-from loadtest.profiles import PROFILES
 from loadtest.recorder import Recorder
 from loadtest.run import Run
 
@@ -183,14 +181,12 @@ def labels_of(text: str | None, count: int) -> tuple[list[int], str | None]:
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_arguments(parser: ArgumentParser) -> None:
     """Options beside Locust's own."""
-    group = parser.add_argument_group("Load of this project")
-    add: Callable[..., Any] = group.add_argument
+    add: Callable[..., Any] = parser.add_argument
     add("--arrival-rate", type=float, default=0.0, metavar="R", help="open loop: requests a second")
     add("--arrivals", choices=KINDS, default="poisson", help="open loop: gaps between requests")
-    add("--profile", choices=[*PROFILES], default="", help="how the load moves over the run time")
-    add("--objectives", type=Path, metavar="FILE", help="default: loadtest/objectives.toml")
+    add("--objectives", default="", metavar="FILE", help="default: loadtest/objectives.toml")
     add("--telemetry", default="", metavar="URL", help="8083 of the host; `none`: no cross-check")
-    add("--artifacts", type=Path, metavar="DIR", help="where to leave the report")
+    add("--artifacts", default="", metavar="DIR", help="where to leave the report")
     add(
         "--prometheus-port", type=int, default=0, metavar="PORT", help="the generator's own metrics"
     )

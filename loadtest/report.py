@@ -143,7 +143,7 @@ def document(finished: Finished) -> dict[str, Any]:
             for name, scenario in results.scenarios.items()
         },
         "objectives": [asdict(j) | {"verdict": j.verdict.value} for j in finished.judgements],
-        "server": {name: asdict(side) for name, side in finished.served.items()},
+        "server": {name: vars(side) for name, side in finished.served.items()},
         "disagreements": list(finished.disagreements),
         "invalid": list(finished.why_invalid),
     }
@@ -158,7 +158,7 @@ def write(finished: Finished, directory: Path) -> None:
     when = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(finished.results.started))
     tables = (_scenarios(finished), _objectives(finished), _served(finished))
     body = [
-        f"<p class='{finished.verdict.lower()}'>{finished.verdict}</p>",
+        f"<p class='{finished.verdict.partition(':')[0].lower()}'>{finished.verdict}</p>",
         *(f"<p>{html.escape(message)}</p>" for message in _messages(finished)[:-1]),
         *(html_table(*part) for part in tables if part[1]),
         curves(finished.results) if rows else "",

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import gevent
 import requests
 from locust.env import Environment
+from locust.rpc import Message
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest import objectives, report, server_side
@@ -24,6 +25,8 @@ _COLLECT_SECONDS = 0.5
 # A server that has answered nothing for so long is gone.
 _DEAD_SECONDS = 5.0
 _MIN_LAG = 0.005
+# Messages between master and workers at the end of a run.
+_FINISH, _REST = "loadtest_finish", "loadtest_rest"
 _RUN_SECONDS = {"soak": 1800.0}
 
 
@@ -55,6 +58,7 @@ class Run:
         self._last_answer = 0.0
         self._collector: gevent.Greenlet | None = None
         self._exporter: Exporter | None = None
+        self._unfinished: set[str] = set()
 
     @property
     def _options(self) -> Any:
@@ -64,12 +68,22 @@ class Run:
         """Listen to Locust's events."""
         events = self._environment.events
         self._environment.stop_timeout = self._environment.stop_timeout or _STOP_TIMEOUT
-        if isinstance(self._environment.runner, WorkerRunner):
+        runner = self._environment.runner
+        if isinstance(runner, WorkerRunner):
             events.report_to_master.add_listener(self._report)
+            runner.register_message(_FINISH, self._finish)
             return
+        if isinstance(runner, MasterRunner):
+            runner.register_message(_REST, self._take_rest)
+            events.test_stopping.add_listener(self._finish_workers)
         options = self._options
         options.sources = max(1, options.num_users or 1)
         if options.profile:
+            if options.profile not in PROFILES:
+                raise SystemExit(
+                    f"error: --profile: expected one of {', '.join(PROFILES)}, "
+                    f"got {options.profile!r}"
+                )
             seconds = options.run_time or _RUN_SECONDS.get(options.profile, 60.0)
             self._environment.shape_class = PROFILES[options.profile](options.sources, seconds)
         if options.prometheus_port:
@@ -80,6 +94,32 @@ class Run:
 
     def _report(self, client_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002 (Locust's)
         data["loadtest"] = self._recorder.take()
+
+    def _finish(self, **_: Any) -> None:
+        """In a worker: have every request answered, and send what has not been reported yet."""
+        runner = self._environment.runner
+        assert isinstance(runner, WorkerRunner)
+        runner.stop()
+        runner.send_message(_REST, self._recorder.take())
+
+    def _finish_workers(self, **_: Any) -> None:
+        """In the master: wait for every worker's rest, for which Locust itself gives half a second.
+
+        Without it the run would not count requests that the server did.
+        """
+        runner = self._environment.runner
+        assert isinstance(runner, MasterRunner)
+        self._unfinished = {client.id for client in runner.clients.all}
+        runner.send_message(_FINISH)
+        with gevent.Timeout(self._environment.stop_timeout + 10, False):
+            while self._unfinished:
+                gevent.sleep(0.05)
+        if self._unfinished:
+            self._why_invalid.append(f"{len(self._unfinished)} workers did not report to the end")
+
+    def _take_rest(self, msg: Message, **_: Any) -> None:
+        self._merge(msg.data)
+        self._unfinished.discard(msg.node_id)
 
     def _merge_report(self, client_id: str, data: dict[str, Any]) -> None:  # noqa: ARG002 (Locust's)
         self._merge(data.get("loadtest", {}))
@@ -112,7 +152,7 @@ class Run:
         self._why_invalid = []
         self._last_answer = time.monotonic()
         try:
-            self._objectives = objectives.load(self._options.objectives or objectives.FILE)
+            self._objectives = objectives.load(Path(self._options.objectives or objectives.FILE))
             self._look()
         except (ObjectiveError, server_side.ScrapeError) as error:
             self._give_up(str(error))
@@ -128,7 +168,8 @@ class Run:
         try:
             requests.get(f"{self._host}/ping", timeout=5)
         except requests.RequestException as error:
-            raise server_side.ScrapeError(f"no server at {self._host}: {error}") from None
+            kind = type(error).__name__
+            raise server_side.ScrapeError(f"no server answers at {self._host}: {kind}") from None
         self._before = server_side.scrape(f"{self.telemetry}/metrics") if self.telemetry else None
 
     def _give_up(self, why: str) -> None:
@@ -177,8 +218,11 @@ class Run:
         if not judgements and not self._why_invalid:
             self._why_invalid.append("no request was sent for which there are objectives")
         outcome = verdict(self._results, judgements, disagreements, self._why_invalid)
+        word = outcome.name
+        if outcome is Outcome.INVALID and not self._why_invalid:
+            word = f"{word}: {Verdict.UNDECIDED.value}"
         finished = report.Finished(
-            self._results, judgements, served, disagreements, self._why_invalid, outcome.name
+            self._results, judgements, served, disagreements, self._why_invalid, word
         )
         print(report.text(finished), flush=True)
         if self._options.artifacts:
