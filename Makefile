@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
 
-.PHONY: help setup train serve test check bench bench-gpu clean
+.PHONY: help setup train serve test check loadtest bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +36,10 @@ check: $(SETUP) ## check format, lint and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+
+loadtest: $(SETUP) ## load the server with Locust for a minute and judge it (starts one if none answers)
+	@$(PY) -m training all --missing
+	@$(PY) -m loadtest run
 
 bench: $(SETUP) ## measure this service beside plain TorchServe, with wrk (10 minutes)
 	@$(PY) -m training all --missing

@@ -34,6 +34,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     find.add_argument("--low", type=float, default=100, metavar="RATE")
     find.add_argument("--high", type=float, default=10_000, metavar="RATE")
     find.add_argument("--precision", type=float, default=0.05)
+    find.add_argument("--processes", type=int, default=1, help="of the generator")
     find.add_argument("--out", type=Path, default=Path("artifacts/capacity", stamp))
     for command in (run, find):
         command.add_argument("--host", default=HOST)
@@ -97,6 +98,7 @@ def search(options: argparse.Namespace) -> int:
         options.low,
         options.high,
         options.precision,
+        options.processes,
     )
 
     def attempt(rate: float) -> capacity.Probe:

@@ -1,6 +1,7 @@
 """The highest rate of Poisson arrivals at which the service still holds a latency objective."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from loadtest import report
-from loadtest.objectives import enough_samples
+from loadtest.objectives import Outcome, enough_samples
 from loadtest.recorder import Floats, percentile
-from loadtest.run import Outcome
 from loadtest.servers import ROOT
 
 USERS = {"mnist-png": "MnistImages", "mnist-json": "MnistBatches", "xor": "XorPairs"}
-_SOURCES = 4
+_SOURCES_PER_PROCESS = 4
 # Of the rate: a window in which fewer were answered shows a queue that grows.
 _MIN_ANSWERED = 0.9
 _PERCENTILES = (50.0, 95.0, 99.0)
@@ -85,6 +85,7 @@ class Search:
         window: seconds; every one of `windows` in a row must hold the objective.
         low, high: rates to begin with, and to end at.
         precision: relative, of the result.
+        processes: of the generator.
     """
 
     objective: Objective
@@ -94,6 +95,7 @@ class Search:
     low: float
     high: float
     precision: float
+    processes: int
 
 
 def evaluate(
@@ -118,9 +120,9 @@ def evaluate(
     if exit_code not in set(Outcome):
         reason = f"Locust ended with exit code {exit_code}"
     elif late:
-        reason = late[0]
-    elif document["invalid"] or document["disagreements"]:
-        reason = "; ".join(document["invalid"] + document["disagreements"])
+        reason = "the generator was late"
+    elif document["invalid"] or document["faults"]:
+        reason = "; ".join(document["invalid"] + document["faults"])
     elif failed:
         reason = f"{failed} requests failed"
     elif max(windows) > objective.milliseconds:
@@ -132,7 +134,7 @@ def evaluate(
     model = search.scenario.partition("-")[0]
     return Probe(
         rate=rate,
-        answered=len(rows) / (search.window * search.windows),
+        answered=sum(map(len, parts)) / (search.window * search.windows),
         latency_ms={f"p{p:g}": 1e3 * percentile(rows[:, 1], p) for p in _PERCENTILES},
         windows_ms=windows,
         batch=document["server"].get(model, {}).get("batch", 0.0),
@@ -155,8 +157,10 @@ def probe(search: Search, rate: float, host: str, telemetry: str) -> Probe:
         limits = f'[{search.scenario}]\n"p{objective.percent:g}" = {objective.milliseconds}\n'
         (directory / "objectives.toml").write_text(limits)
         command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf"]
-        command += ["--host", host, "--telemetry", telemetry, "--users", str(_SOURCES)]
-        command += ["--spawn-rate", str(_SOURCES), "--run-time", f"{seconds + 0.5:g}s"]
+        sources = str(_SOURCES_PER_PROCESS * search.processes)
+        command += ["--host", host, "--telemetry", telemetry, "--users", sources]
+        command += ["--processes", str(search.processes)] if search.processes > 1 else []
+        command += ["--spawn-rate", sources, "--run-time", f"{math.ceil(seconds) + 1}s"]
         command += ["--arrival-rate", f"{rate:g}", "--artifacts", scratch]
         command += ["--objectives", str(directory / "objectives.toml"), USERS[search.scenario]]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -265,6 +269,7 @@ def write(search: Search, probes: Sequence[Probe], directory: Path) -> None:
         latency.axhline(search.objective.milliseconds, color="gray", linestyle="--")
         latency.set(xlabel="requests a second sent", ylabel="latency, ms", yscale="log")
         latency.legend(fontsize="small")
+        report.plain_numbers(latency)
         throughput.plot(rates, [p.answered for p in ordered], marker="o", label="answered a second")
         throughput.set(xlabel="requests a second sent", ylabel="requests a second answered")
         batch = throughput.twinx()

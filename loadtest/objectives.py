@@ -28,6 +28,14 @@ class Verdict(enum.Enum):
     UNDECIDED = "not enough samples"
 
 
+class Outcome(enum.IntEnum):
+    """Exit code of a run."""
+
+    PASSED = 0
+    FAILED = 1
+    INVALID = 2
+
+
 @dataclass(frozen=True)
 class Judgement:
     """One objective of one scenario.

@@ -26,7 +26,7 @@ class Finished:
 
     Attributes:
         served: what the server counted, by model.
-        disagreements: between it and the generator.
+        faults: what has failed besides objectives, such as requests that are not accounted for.
         why_invalid: reasons for which the run says nothing.
         verdict: of the whole, in a word.
     """
@@ -34,7 +34,7 @@ class Finished:
     results: Results
     judgements: Sequence[Judgement]
     served: Mapping[str, ModelSide]
-    disagreements: Sequence[str]
+    faults: Sequence[str]
     why_invalid: Sequence[str]
     verdict: str
 
@@ -105,7 +105,7 @@ def _objectives(finished: Finished) -> tuple[Sequence[str], list[Sequence[Any]]]
 
 def _messages(finished: Finished) -> list[str]:
     return [
-        *(f"server and generator disagree: {text}" for text in finished.disagreements),
+        *(f"failed: {text}" for text in finished.faults),
         *(f"invalid: {text}" for text in finished.why_invalid),
         f"verdict: {finished.verdict}",
     ]
@@ -144,7 +144,7 @@ def document(finished: Finished) -> dict[str, Any]:
         },
         "objectives": [asdict(j) | {"verdict": j.verdict.value} for j in finished.judgements],
         "server": {name: vars(side) for name, side in finished.served.items()},
-        "disagreements": list(finished.disagreements),
+        "faults": list(finished.faults),
         "invalid": list(finished.why_invalid),
     }
 
@@ -160,8 +160,8 @@ def write(finished: Finished, directory: Path) -> None:
     body = [
         f"<p class='{finished.verdict.partition(':')[0].lower()}'>{finished.verdict}</p>",
         *(f"<p>{html.escape(message)}</p>" for message in _messages(finished)[:-1]),
-        *(html_table(*part) for part in tables if part[1]),
         curves(finished.results) if rows else "",
+        *(html_table(*part) for part in tables if part[1]),
     ]
     (directory / PAGE).write_text(page(f"Load test of {when}", body))
 
@@ -210,6 +210,15 @@ def figure(draw: Any, width: float = 11, height: float = 4.2, columns: int = 2) 
     return svg[svg.index("<svg") :]
 
 
+def plain_numbers(*axes: Any) -> None:
+    """Write the ticks of a logarithmic axis as 20 and not as 2 times 10 to the 1."""
+    from matplotlib.ticker import FuncFormatter
+
+    for axis in axes:
+        for choose in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            choose(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def curves(results: Results) -> str:
     """Latency by percentile, and over the time of the run."""
 
@@ -230,6 +239,7 @@ def curves(results: Results) -> str:
         by_percentile.set_xticks(list(ticks), labels)
         by_percentile.set(xlabel="percentile", ylabel="latency, ms", yscale="log")
         over_time.set(xlabel="seconds into the run", ylabel="latency, ms", yscale="log")
+        plain_numbers(*axes)
         for axis in axes:
             axis.grid(alpha=0.3)
             axis.legend(fontsize="small")

@@ -1,7 +1,6 @@
 """One run of Locust, from the first look at the server to the verdict."""
 
 import contextlib
-import enum
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from locust.rpc import Message
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest import objectives, report, server_side
-from loadtest.objectives import Judgement, ObjectiveError, Verdict
+from loadtest.objectives import Judgement, ObjectiveError, Outcome, Verdict
 from loadtest.profiles import PROFILES
 from loadtest.prometheus import Exporter
 from loadtest.recorder import Recorder, Results, percentile
@@ -28,14 +27,6 @@ _MIN_LAG = 0.005
 # Messages between master and workers at the end of a run.
 _FINISH, _REST = "loadtest_finish", "loadtest_rest"
 _RUN_SECONDS = {"soak": 1800.0}
-
-
-class Outcome(enum.IntEnum):
-    """Exit code of a run."""
-
-    PASSED = 0
-    FAILED = 1
-    INVALID = 2
 
 
 class Run:
@@ -54,6 +45,7 @@ class Run:
         self._results = Results()
         self._objectives: dict[str, dict[str, float]] = {}
         self._before: dict[server_side.Sample, float] | None = None
+        self._faults: list[str] = []
         self._why_invalid: list[str] = []
         self._last_answer = 0.0
         self._collector: gevent.Greenlet | None = None
@@ -149,13 +141,15 @@ class Run:
 
     def _start(self, **_: Any) -> None:
         self._results = Results()
+        self._faults = []
         self._why_invalid = []
         self._last_answer = time.monotonic()
         try:
             self._objectives = objectives.load(Path(self._options.objectives or objectives.FILE))
             self._look()
         except (ObjectiveError, server_side.ScrapeError) as error:
-            self._give_up(str(error))
+            self._why_invalid.append(str(error))
+            self._give_up()
             return
         self._collector = gevent.spawn(self._collect)
 
@@ -172,8 +166,7 @@ class Run:
             raise server_side.ScrapeError(f"no server answers at {self._host}: {kind}") from None
         self._before = server_side.scrape(f"{self.telemetry}/metrics") if self.telemetry else None
 
-    def _give_up(self, why: str) -> None:
-        self._why_invalid.append(why)
+    def _give_up(self) -> None:
         # Not from within the event: Locust has yet to start what is to be stopped.
         gevent.spawn_later(0.1, self._quit)
 
@@ -191,7 +184,8 @@ class Run:
             silence = time.monotonic() - self._last_answer
             unanswered = sum(s.counters["code 0"] for s in self._results.scenarios.values())
             if silence > _DEAD_SECONDS and unanswered:
-                self._give_up(f"the server has answered nothing for {silence:.0f} s")
+                self._faults.append(f"the server has answered nothing for {silence:.0f} s")
+                self._give_up()
                 return
 
     def _stop(self, **_: Any) -> None:
@@ -201,7 +195,6 @@ class Run:
         self._merge(self._recorder.take())
         self._results.ended = time.time()
         served: dict[str, server_side.ModelSide] = {}
-        disagreements: list[str] = []
         if self._before is not None:
             try:
                 after = server_side.scrape(f"{self.telemetry}/metrics")
@@ -209,7 +202,7 @@ class Run:
                 self._why_invalid.append(str(error))
             else:
                 served = server_side.difference(self._before, after)
-                disagreements = server_side.mismatches(self._results, served)
+                self._faults += server_side.mismatches(self._results, served)
         judgements: list[Judgement] = []
         if self._results.scenarios:
             with contextlib.suppress(ObjectiveError):
@@ -217,12 +210,12 @@ class Run:
             self._why_invalid += lags(self._results, self._objectives)
         if not judgements and not self._why_invalid:
             self._why_invalid.append("no request was sent for which there are objectives")
-        outcome = verdict(self._results, judgements, disagreements, self._why_invalid)
+        outcome = verdict(judgements, self._faults, self._why_invalid)
         word = outcome.name
         if outcome is Outcome.INVALID and not self._why_invalid:
             word = f"{word}: {Verdict.UNDECIDED.value}"
         finished = report.Finished(
-            self._results, judgements, served, disagreements, self._why_invalid, word
+            self._results, judgements, served, self._faults, self._why_invalid, word
         )
         print(report.text(finished), flush=True)
         if self._options.artifacts:
@@ -249,17 +242,14 @@ def lags(results: Results, limits: dict[str, dict[str, float]]) -> list[str]:
     return found
 
 
-def verdict(
-    results: Results,
-    judgements: list[Judgement],
-    disagreements: list[str],
-    why_invalid: list[str],
-) -> Outcome:
-    """The exit code. A run whose server is gone, or answers wrongly, has failed in any case."""
-    overall = objectives.overall(judgements)
-    answered = sum(s.requests - s.counters["code 0"] for s in results.scenarios.values())
-    if disagreements or (overall is Verdict.FAILED and not (why_invalid and answered)):
+def verdict(judgements: list[Judgement], faults: list[str], why_invalid: list[str]) -> Outcome:
+    """The exit code. A fault is one whatever the generator did; objectives it may have spoilt."""
+    if faults:
         return Outcome.FAILED
-    if why_invalid or overall is Verdict.UNDECIDED:
+    if why_invalid:
         return Outcome.INVALID
-    return Outcome.PASSED
+    return {
+        Verdict.PASSED: Outcome.PASSED,
+        Verdict.FAILED: Outcome.FAILED,
+        Verdict.UNDECIDED: Outcome.INVALID,
+    }[objectives.overall(judgements)]

@@ -1,0 +1,339 @@
+"""Locust with this project's locustfile, against a toy server and the real one."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import requests
+
+from loadtest.servers import free_ports, wait_until
+from tests.serving import ROOT, ServerProcess
+
+LENIENT = "[xor]\np50 = 5000\nerror_ratio = 0\naccuracy = 1\n"
+
+
+class Result(NamedTuple):
+    """What a run of Locust came to."""
+
+    code: int
+    output: str
+    document: dict[str, Any]
+
+
+class Toy:
+    """The toy server in a process."""
+
+    def __init__(self, fault: str = "") -> None:
+        (port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "tests.load.toy_server", str(port)]
+        self.process = subprocess.Popen([*command, *([fault] if fault else [])], cwd=ROOT)
+        wait_until(self.answers)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.get(f"{self.url}/metrics", timeout=5).status_code == 200
+        return False
+
+    @property
+    def served(self) -> int:
+        text = requests.get(f"{self.url}/metrics", timeout=5).text
+        return int(text.split()[-1])
+
+
+@contextlib.contextmanager
+def toy(fault: str = "") -> Iterator[Toy]:
+    server = Toy(fault)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def locust(
+    directory: Path, host: str, telemetry: str, *options: str, limits: str = LENIENT
+) -> Result:
+    (directory / "objectives.toml").write_text(limits)
+    command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf"]
+    command += ["--host", host, "--telemetry", telemetry, "--artifacts", str(directory / "out")]
+    command += ["--objectives", str(directory / "objectives.toml"), *options]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    results = directory / "out" / "results.json"
+    document = json.loads(results.read_text()) if results.exists() else {}
+    return Result(done.returncode, done.stdout + done.stderr, document)
+
+
+def passed(result: Result) -> bool:
+    """Whether it did, or would have: on a busy machine the generator may be late, which it says."""
+    late = result.code == 2 and "the generator itself was late" in result.output
+    return result.code == 0 or (late and "FAILED" not in result.output)
+
+
+def p99(result: Result) -> float:
+    value: float = result.document["scenarios"]["xor"]["latency_ms"]["p99"]
+    return value
+
+
+class TestFreeze:
+    """A server that stands still for a second, which users then wait for."""
+
+    @pytest.fixture
+    def freezing(self) -> Iterator[Toy]:
+        with toy() as server:
+
+            def freeze() -> None:
+                wait_until(lambda: server.served >= 100)
+                os.kill(server.process.pid, signal.SIGSTOP)
+                time.sleep(1)
+                os.kill(server.process.pid, signal.SIGCONT)
+
+            thread = threading.Thread(target=freeze)
+            thread.start()
+            yield server
+            thread.join()
+
+    def test_shows_in_an_open_loop(self, freezing: Toy, tmp_path: Path) -> None:
+        """Of 600 requests over 6 s, a sixth was to be sent in the second of the freeze."""
+        result = locust(
+            tmp_path,
+            freezing.url,
+            freezing.url,
+            "-t",
+            "6s",
+            "-u",
+            "4",
+            "--arrival-rate",
+            "100",
+            "XorPairs",
+        )
+        assert passed(result), result.output
+        assert p99(result) > 500
+
+    def test_hides_in_a_closed_loop(self, freezing: Toy, tmp_path: Path) -> None:
+        """Each of 2 users waits once; that is 2 of many."""
+        result = locust(tmp_path, freezing.url, freezing.url, "-t", "6s", "-u", "2", "XorPairs")
+        assert passed(result), result.output
+        assert result.document["scenarios"]["xor"]["requests"] > 400
+        assert p99(result) < 500
+        assert result.document["scenarios"]["xor"]["latency_ms"]["p100"] > 500
+
+
+class TestVerdicts:
+    def test_an_objective_that_is_impossible(self, tmp_path: Path) -> None:
+        with toy() as server:
+            result = locust(
+                tmp_path,
+                server.url,
+                server.url,
+                "-t",
+                "2s",
+                "XorPairs",
+                limits="[xor]\np50 = 1e-3\n",
+            )
+        assert result.code == 1
+        assert "FAILED" in result.output
+
+    def test_too_few_requests_to_tell(self, tmp_path: Path) -> None:
+        limits = '[xor]\n"p99.99" = 60000\n'
+        with toy() as server:
+            result = locust(
+                tmp_path,
+                server.url,
+                server.url,
+                "-t",
+                "2s",
+                "-u",
+                "1",
+                "--arrival-rate",
+                "20",
+                "XorPairs",
+                limits=limits,
+            )
+        assert result.code == 2
+        assert "not enough samples: 0 of" in result.output
+
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            ("wrong", "accuracy"),
+            ("malformed", "error_ratio"),
+            ("uncounted", "answers 200 came, the server counted 0"),
+        ],
+    )
+    def test_a_server_at_fault(self, tmp_path: Path, fault: str, message: str) -> None:
+        with toy(fault) as server:
+            result = locust(tmp_path, server.url, server.url, "-t", "2s", "XorPairs")
+        assert result.code == 1
+        (line,) = (
+            line
+            for line in result.output.splitlines()
+            if message in line and "scenario" not in line
+        )
+        assert "FAILED" in line or "failed: " in line
+
+    def test_requests_of_somebody_else(self, tmp_path: Path) -> None:
+        """The cross-check is by the counters alone, so it sees what this run did not send."""
+        with toy() as server:
+            stop = threading.Event()
+
+            def ask() -> None:
+                while not stop.is_set():
+                    requests.post(server.url, json={"instances": [[0, 1]]}, timeout=10)
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            try:
+                result = locust(tmp_path, server.url, server.url, "-t", "2s", "XorPairs")
+            finally:
+                stop.set()
+                thread.join()
+        assert result.code == 1
+        assert "requests more than were answered" in result.output
+
+    def test_no_server(self, tmp_path: Path) -> None:
+        (port,) = free_ports(1)
+        result = locust(tmp_path, f"http://127.0.0.1:{port}", "none", "-t", "60s", "XorPairs")
+        assert result.code == 2
+        assert f"no server answers at http://127.0.0.1:{port}" in result.output
+
+    def test_a_host_that_resolves_to_nothing(self, tmp_path: Path) -> None:
+        result = locust(tmp_path, "http://host.invalid:80", "none", "-t", "60s", "XorPairs")
+        assert result.code == 2
+        assert "no server answers at http://host.invalid:80" in result.output
+
+    def test_a_telemetry_address_that_is_wrong(self, tmp_path: Path) -> None:
+        (port,) = free_ports(1)
+        with toy() as server:
+            result = locust(
+                tmp_path, server.url, f"http://127.0.0.1:{port}", "-t", "60s", "XorPairs"
+            )
+        assert result.code == 2
+        assert "the server's metrics at" in result.output
+
+    def test_a_server_that_dies_in_the_middle(self, tmp_path: Path) -> None:
+        """The run is given up long before its 90 s, and never passed."""
+        with toy() as server:
+
+            def kill() -> None:
+                wait_until(lambda: server.served >= 100)
+                server.process.kill()
+
+            thread = threading.Thread(target=kill)
+            thread.start()
+            result = locust(tmp_path, server.url, server.url, "-t", "90s", "XorPairs")
+            thread.join()
+        assert result.code == 1
+        assert "the server has answered nothing for" in result.output
+        assert result.document["seconds"] < 60
+
+    def test_an_objective_that_there_is_not(self, tmp_path: Path) -> None:
+        with toy() as server:
+            result = locust(
+                tmp_path,
+                server.url,
+                server.url,
+                "-t",
+                "60s",
+                "XorPairs",
+                limits="[xor]\nspeed = 1\n",
+            )
+        assert result.code == 2
+        assert "no objective 'speed'; there are p50, p95" in result.output
+
+    def test_a_profile_that_there_is_not(self, tmp_path: Path) -> None:
+        result = locust(tmp_path, "http://127.0.0.1:1", "none", "--profile", "wild", "XorPairs")
+        assert result.code != 0
+        assert "expected one of steady, ramp, step, spike, soak" in result.output
+
+
+class TestGeneratorMetrics:
+    def test_they_count_what_was_sent(self, tmp_path: Path) -> None:
+        (port,) = free_ports(1)
+        pages: list[str] = []
+        with toy() as server:
+
+            def look() -> None:
+                def has_counted() -> bool:
+                    with contextlib.suppress(requests.ConnectionError):
+                        page = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+                        if "loadtest_requests_total{" in page:
+                            pages.append(page)
+                    return bool(pages)
+
+                wait_until(has_counted)
+
+            thread = threading.Thread(target=look)
+            thread.start()
+            result = locust(
+                tmp_path,
+                server.url,
+                server.url,
+                "-t",
+                "3s",
+                "-u",
+                "2",
+                "--arrival-rate",
+                "50",
+                "--prometheus-port",
+                str(port),
+                "XorPairs",
+            )
+            thread.join()
+        assert passed(result), result.output
+        for sample in (
+            'loadtest_requests_total{code="200",scenario="xor"}',
+            'loadtest_latency_seconds_count{scenario="xor"}',
+            'loadtest_send_lag_seconds_bucket{le="0.005",scenario="xor"}',
+            "loadtest_users 2.0",
+            "loadtest_target_rate 50.0",
+        ):
+            assert sample in pages[0]
+
+
+class TestService:
+    """Against this service: every request is accounted for on both sides."""
+
+    LIMITS = "".join(
+        f"[{scenario}]\np50 = 5000\nerror_ratio = 0\naccuracy = 0.98\n"
+        for scenario in ("mnist-png", "mnist-json", "xor")
+    )
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["-u", "8"],
+            ["-u", "8", "--processes", "2"],
+            ["-u", "8", "--arrival-rate", "100"],
+            ["-u", "8", "--arrival-rate", "100", "--arrivals", "constant", "--processes", "2"],
+            ["-u", "8", "--arrival-rate", "200", "--profile", "spike"],
+        ],
+        ids=" ".join,
+    )
+    def test_a_run(self, server: ServerProcess, tmp_path: Path, options: list[str]) -> None:
+        result = locust(
+            tmp_path, server.inference, server.telemetry, "-t", "4s", *options, limits=self.LIMITS
+        )
+        document = result.document
+        assert passed(result), result.output
+        assert document["faults"] == []
+        assert set(document["scenarios"]) == {"mnist-png", "mnist-json", "xor"}
+        sent = sum(scenario["requests"] for scenario in document["scenarios"].values())
+        served = sum(sum(side["codes"].values()) for side in document["server"].values())
+        assert sent == served > 50
+        assert document["server"]["mnist"]["batch"] >= 1
+        assert {"queue", "forward"} <= document["server"]["mnist"]["milliseconds"].keys()
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "<svg" in page
+        assert "mnist-json" in page

@@ -1,0 +1,49 @@
+"""A server of the xor contract and of its metrics, which can be frozen and can be wrong.
+
+python -m tests.load.toy_server PORT [wrong | malformed | uncounted]
+"""
+
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Toy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    served = 0
+    fault = ""
+
+    def do_GET(self) -> None:
+        name = "inference_requests_total"
+        sample = f'{name}{{model="xor",version="1.0",code="200"}} {Toy.served}'
+        self.reply(f"# TYPE {name} counter\n{sample}\n".encode())
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        predictions = []
+        for a, b in body["instances"]:
+            label = (a ^ b) ^ (Toy.fault == "wrong")
+            probabilities = [0.9, 0.1] if label == 0 else [0.1, 0.9]
+            predictions.append({"label": label, "confidence": 0.9, "probabilities": probabilities})
+        Toy.served += Toy.fault != "uncounted"
+        document = {"predictions": predictions if Toy.fault != "malformed" else "none"}
+        self.reply(json.dumps(document).encode())
+
+    def reply(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024
+
+
+if __name__ == "__main__":
+    Toy.fault = "".join(sys.argv[2:])
+    Server(("127.0.0.1", int(sys.argv[1])), Toy).serve_forever()
