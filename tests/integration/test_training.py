@@ -19,6 +19,8 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
             cwd=ROOT,
             stderr=output,
             start_new_session=True,
+            # A shell gives its background jobs, such as this test may be, SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no threads)
         )
     try:
         wait_until(lambda: "xor (mlp, seed 0)" in log.read_text())
