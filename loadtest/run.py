@@ -18,7 +18,8 @@ from loadtest.profiles import PROFILES
 from loadtest.prometheus import Exporter
 from loadtest.recorder import Recorder, Results, percentile
 
-# Seconds that answers may take at the end of a run, where Locust's option says nothing.
+# Seconds that answers may take at the end of a run, unless Locust's option gives more. Users give
+# up sooner.
 _STOP_TIMEOUT = 30.0
 _COLLECT_SECONDS = 0.5
 # A server that has answered nothing for so long is gone.
@@ -59,7 +60,7 @@ class Run:
     def connect(self) -> None:
         """Listen to Locust's events."""
         events = self._environment.events
-        self._environment.stop_timeout = self._environment.stop_timeout or _STOP_TIMEOUT
+        self._environment.stop_timeout = max(self._environment.stop_timeout or 0, _STOP_TIMEOUT)
         runner = self._environment.runner
         if isinstance(runner, WorkerRunner):
             events.report_to_master.add_listener(self._report)

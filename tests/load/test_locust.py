@@ -238,6 +238,21 @@ class TestVerdicts:
         assert "the server has answered nothing for" in result.output
         assert result.document["seconds"] < 60
 
+    def test_a_server_that_stands_still_to_the_end(self, tmp_path: Path) -> None:
+        """What is still waiting when the run ends was not answered; it is not left out."""
+        with toy() as server:
+
+            def stop() -> None:
+                wait_until(lambda: server.served >= 1000)
+                os.kill(server.process.pid, signal.SIGSTOP)
+
+            thread = threading.Thread(target=stop)
+            thread.start()
+            result = locust(tmp_path, server.url, "none", "-t", "4s", "-u", "2", "XorPairs")
+            thread.join()
+        assert result.code == 1
+        assert result.document["scenarios"]["xor"]["codes"]["0"] == 2
+
     def test_an_objective_that_there_is_not(self, tmp_path: Path) -> None:
         with toy() as server:
             result = locust(
