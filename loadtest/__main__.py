@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     two = commands.add_parser("compare", help="exit 1 if the second of two runs is worse")
     two.add_argument("before", type=Path)
     two.add_argument("after", type=Path)
-    two.add_argument("--tolerance", type=float, default=0.1, help="relative; default: %(default)s")
+    two.add_argument("--tolerance", type=float, default=0.25, help="relative; default: %(default)s")
     options, others = parser.parse_known_args(arguments)
     if others and options.command != "run":
         parser.error(f"unrecognized arguments: {' '.join(others)}")

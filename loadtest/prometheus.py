@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from handler.metrics import SECONDS, observe_all
 from loadtest.recorder import Floats
+
+# Those of the server's histograms, so that the two can be laid over each other.
+_SECONDS = (250e-6, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class Exporter:
@@ -31,14 +33,14 @@ class Exporter:
             "From when a request was to be sent to its answer's last byte.",
             ("scenario",),
             registry=registry,
-            buckets=SECONDS,
+            buckets=_SECONDS,
         )
         self._lag = Histogram(
             "loadtest_send_lag_seconds",
             "From when a request was to be sent to when it was.",
             ("scenario",),
             registry=registry,
-            buckets=SECONDS,
+            buckets=_SECONDS,
         )
         self._users = Gauge("loadtest_users", "Users, or sources.", registry=registry)
         self._rate = Gauge(
@@ -51,8 +53,10 @@ class Exporter:
     ) -> None:
         """Requests have ended: rows of time sent, latency and lag, and their counters."""
         for scenario, values in rows.items():
-            observe_all(self._latency.labels(scenario), values[:, 1].tolist())
-            observe_all(self._lag.labels(scenario), values[:, 2].tolist())
+            latency, lag = self._latency.labels(scenario), self._lag.labels(scenario)
+            for row in values.tolist():
+                latency.observe(row[1])
+                lag.observe(row[2])
             for key, count in counters[scenario].items():
                 if key.startswith("code "):
                     self._requests.labels(scenario, key.removeprefix("code ")).inc(count)

@@ -3,17 +3,21 @@
 import json
 import math
 import random
+import subprocess
+import sys
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from loadtest import capacity, compare, digits, objectives, report
+from handler import metrics
+from loadtest import capacity, compare, digits, objectives, prometheus, report
 from loadtest.arrivals import schedule
 from loadtest.objectives import Outcome, Verdict, enough_samples, judge_latency
 from loadtest.recorder import Recorder, Results, percentile
 from loadtest.server_side import ModelSide, difference, mismatches
+from tests.serving import ROOT
 
 
 def test_the_digits_are_pictures_with_their_labels() -> None:
@@ -21,6 +25,16 @@ def test_the_digits_are_pictures_with_their_labels() -> None:
     assert len(loaded) == 300
     assert [digit.label for digit in loaded[:5]] == [7, 2, 1, 0, 4]
     assert all(digit.png.startswith(b"\x89PNG") for digit in loaded)
+
+
+def test_the_users_need_nothing_of_the_server() -> None:
+    """They run in a container of their own, against a service somewhere else."""
+    code = "import sys, loadtest.locustfile; sys.exit('handler' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_buckets_are_those_of_the_server() -> None:
+    assert prometheus._SECONDS == metrics.SECONDS
 
 
 class TestArrivals:
