@@ -64,7 +64,7 @@ def server(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     print("no server answers: starting one for this run", flush=True)
     started = stack.enter_context(Service(ROOT / "model_store"))
     options.host = started.inference
-    options.telemetry = started.metrics.removesuffix("/metrics")
+    options.telemetry = started.telemetry
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -165,7 +165,7 @@ def scrape(server: Server) -> dict[tuple[str, str], float]:
     """Sums and counts of the mnist model's histograms, by name and stage; empty without any."""
     if not isinstance(server, Service):
         return {}
-    text = requests.get(server.metrics, timeout=10).text
+    text = requests.get(f"{server.telemetry}/metrics", timeout=10).text
     return {
         (sample.name, sample.labels.get("stage", "")): sample.value
         for family in text_string_to_metric_families(text)

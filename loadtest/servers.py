@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -20,6 +20,12 @@ from handler.torchserve import find_java, torchserve_home
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
+LISTENERS = (
+    "TS_INFERENCE_ADDRESS",
+    "TS_MANAGEMENT_ADDRESS",
+    "TS_METRICS_ADDRESS",
+    "TELEMETRY_ADDRESS",
+)
 
 
 def free_ports(count: int) -> list[int]:
@@ -29,6 +35,12 @@ def free_ports(count: int) -> list[int]:
         for listener in sockets:
             listener.bind(("127.0.0.1", 0))
         return [listener.getsockname()[1] for listener in sockets]
+
+
+def free_addresses() -> dict[str, str]:
+    """An address with a port that nothing uses, for each of this service's listeners."""
+    ports = free_ports(len(LISTENERS))
+    return {name: f"http://127.0.0.1:{port}" for name, port in zip(LISTENERS, ports, strict=True)}
 
 
 def wait_until(look: Callable[[], T], timeout: float = 60.0) -> T:
@@ -48,11 +60,16 @@ def wait_until(look: Callable[[], T], timeout: float = 60.0) -> T:
 class Server:
     """A server process with all its children, in a temporary directory of its own.
 
+    In a `with` block it runs, and is ready.
+
     Args:
         command: starts it in the foreground.
         inference: its URL for predictions, without a path.
         ready: a URL that answers 200 once it can serve.
         environment: on top of this process's.
+
+    Attributes:
+        temporary: the directory; the logs are in `logs` there.
     """
 
     def __init__(
@@ -62,21 +79,26 @@ class Server:
         self._environment = environment
         self._ready = ready
         self.inference = inference
+        # A short path, for the Unix sockets in it.
+        self._directory = tempfile.TemporaryDirectory(prefix="s-")
+        self.temporary = Path(self._directory.name)
+
+    def start(self) -> None:
+        """Start the process, and do not wait for it."""
+        logs = str(self.temporary / "logs")
+        own = {"TMPDIR": self._directory.name, "LOG_LOCATION": logs, "METRICS_LOCATION": logs}
+        with (self.temporary / "output").open("w") as log:
+            self.process = subprocess.Popen(
+                [part.replace("{directory}", self._directory.name) for part in self._command],
+                cwd=ROOT,
+                env=os.environ | own | self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def __enter__(self) -> Self:
-        # A short path, for the Unix sockets in it.
-        self._temporary = tempfile.TemporaryDirectory(prefix="b-")
-        directory = self._temporary.name
-        own = {"TMPDIR": directory, "LOG_LOCATION": directory, "METRICS_LOCATION": directory}
-        self._log = Path(directory, "output").open("w+")
-        self._process = psutil.Popen(
-            [part.replace("{directory}", directory) for part in self._command],
-            cwd=ROOT,
-            env=os.environ | own | self._environment,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        self.start()
         try:
             wait_until(self._is_ready, timeout=120)
         except BaseException:
@@ -84,10 +106,14 @@ class Server:
             raise
         return self
 
+    @property
+    def output(self) -> str:
+        """All that it has printed."""
+        return (self.temporary / "output").read_text()
+
     def _is_ready(self) -> bool:
-        if self._process.poll() is not None:
-            self._log.seek(0)
-            raise RuntimeError(f"{self._command[0]} ended: {self._log.read()[-2000:]}")
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self._command[0]} ended: {self.output[-2000:]}")
         with contextlib.suppress(requests.RequestException):
             return requests.get(self._ready, timeout=10).status_code == 200
         return False
@@ -99,22 +125,24 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         family = list(self.family())
-        self._stop()
+        if self.process.poll() is None:
+            self._stop()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._process.wait()
-        self._log.close()
-        self._temporary.cleanup()
+        self.process.kill()  # which does nothing to one that has ended
+        self.process.wait()
+        self._directory.cleanup()
 
     def _stop(self) -> None:
         """Have it stop by itself, before it is killed."""
 
-    def family(self) -> Iterator[psutil.Process]:
+    def family(self) -> list[psutil.Process]:
         """The process and all its descendants, as far as they still run."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            yield self._process
-            yield from self._process.children(recursive=True)
+            process = psutil.Process(self.process.pid)
+            return [process, *process.children(recursive=True)]
+        return []
 
     def cpu_seconds(self) -> float:
         """Processor time that the family has used so far."""
@@ -139,25 +167,24 @@ class Service(Server):
 
     Args:
         store: directory of the archives.
+        models: which of them; all by default.
         environment: on top of this process's and of free addresses.
     """
 
-    def __init__(self, store: Path, **environment: str) -> None:
-        names = ("TS_INFERENCE", "TS_MANAGEMENT", "TS_METRICS", "TELEMETRY")
-        urls = [f"http://127.0.0.1:{port}" for port in free_ports(len(names))]
-        addresses = {f"{name}_ADDRESS": url for name, url in zip(names, urls, strict=True)}
-        self.metrics = f"{urls[3]}/metrics"
-        super().__init__(
-            [sys.executable, "-m", "handler", "--model-store", str(store)],
-            urls[0],
-            f"{urls[3]}/readyz",
-            **(addresses | environment),
-        )
+    def __init__(self, store: Path, *models: str, **environment: str) -> None:
+        self.addresses = free_addresses() | {
+            name: value for name, value in environment.items() if name in LISTENERS
+        }
+        inference, self.management, self.metrics, self.telemetry = self.addresses.values()
+        command = [sys.executable, "-m", "handler", "--model-store", str(store)]
+        command += ["--models", *models] if models else []
+        environment = self.addresses | environment
+        super().__init__(command, inference, f"{self.telemetry}/readyz", **environment)
 
     def _stop(self) -> None:
-        with contextlib.suppress(psutil.Error):
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait(30)
+        self.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
 
 
 class PlainTorchServe(Server):

@@ -1,38 +1,21 @@
 """Real servers on free ports, started as a user would and waited for by polling."""
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import psutil
 import requests
 
-from loadtest.servers import free_ports, wait_until
+from loadtest.servers import ROOT, Service, free_addresses, wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
-LISTENERS = (
-    "TS_INFERENCE_ADDRESS",
-    "TS_MANAGEMENT_ADDRESS",
-    "TS_METRICS_ADDRESS",
-    "TELEMETRY_ADDRESS",
-)
+__all__ = ["ROOT", "ServerProcess", "free_addresses", "serving"]
 
 
-def free_addresses() -> dict[str, str]:
-    """An address with a port that nothing uses, for each listener's variable."""
-    ports = free_ports(len(LISTENERS))
-    return {name: f"http://127.0.0.1:{port}" for name, port in zip(LISTENERS, ports, strict=True)}
-
-
-class ServerProcess:
-    """`python -m handler` in a process of its own, ended at the end of the `with` block.
+class ServerProcess(Service):
+    """`python -m handler`, which a test may watch from its first moment on.
 
     Args:
         store: directory of the archives.
@@ -42,31 +25,11 @@ class ServerProcess:
     """
 
     def __init__(self, store: Path, *models: str, **environment: str) -> None:
-        # Of its own, so that a test sees what is left there; short, for the sockets in it.
-        self._temporary = tempfile.TemporaryDirectory(prefix="t-")
-        self.temporary = Path(self._temporary.name)
-        self.addresses = free_addresses() | {
-            name: value for name, value in environment.items() if name in LISTENERS
-        }
-        self.inference, self.management, self.metrics, self.telemetry = self.addresses.values()
-        command = [sys.executable, "-m", "handler", "--model-store", str(store)]
-        if models:
-            command += ["--models", *models]
-        self._log: IO[str] = (self.temporary / "output").open("w+")
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ
-            | {"TMPDIR": self._temporary.name, "LOG_LOCATION": f"{self._temporary.name}/logs"}
-            | {"TS_DEFAULT_WORKERS_PER_MODEL": "1"}
-            | self.addresses
-            | environment,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        one = {"TS_DEFAULT_WORKERS_PER_MODEL": "1"}
+        super().__init__(store, *models, **(one | environment))
 
     def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(
@@ -75,22 +38,9 @@ class ServerProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
         if kind:
             print(self.output)
-        self._log.close()
-        self._temporary.cleanup()
-
-    @property
-    def output(self) -> str:
-        """All that it has printed."""
-        return (self.temporary / "output").read_text()
+        super().__exit__(kind, error, trace)
 
     @property
     def last_line(self) -> str:
@@ -127,7 +77,7 @@ class ServerProcess:
         return [
             process
             for process in psutil.process_iter(["cmdline"])
-            if self._temporary.name in " ".join(process.info["cmdline"] or [])
+            if str(self.temporary) in " ".join(process.info["cmdline"] or [])
         ]
 
     def accepted(self) -> float:
