@@ -111,7 +111,10 @@ def test_serve_and_the_requests(checkout: Checkout) -> None:
         metrics = checkout.run(block("curl http://127.0.0.1:8083/metrics"))
         assert 'inference_requests_total{code="200",model="xor",version="1.0"}' in metrics
         # The lines that the server itself prints work when pasted, too.
-        printed = (checkout.directory / "output").read_text()
+        output = checkout.directory / "output"
+        # A probe may see that all is ready before the server does, and says so.
+        wait_until(lambda: "Ctrl-C stops" in output.read_text())
+        printed = output.read_text()
         (line,) = re.findall(r"^  (curl -T .*)$", printed, re.MULTILINE)
         assert '"label": 7' in checkout.run(line)
         (lines,) = re.findall(r"^  (curl -d .*\\\n.*)$", printed, re.MULTILINE)
