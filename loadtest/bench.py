@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import requests
-from prometheus_client.parser import text_string_to_metric_families
 
 from handler.card import TORCHSCRIPT_FILE
+from loadtest import server_side
+from loadtest.report import figure
 from loadtest.servers import ROOT, PlainTorchServe, Server, Service
 
 PEERS = Path(__file__).parent / "peers"
@@ -161,17 +161,11 @@ def load(server: Server, connections: int, seconds: float) -> dict[str, float]:
     return result
 
 
-def scrape(server: Server) -> dict[tuple[str, str], float]:
-    """Sums and counts of the mnist model's histograms, by name and stage; empty without any."""
+def scrape(server: Server) -> dict[server_side.Sample, float]:
+    """What the server counts; empty for one that is not this service."""
     if not isinstance(server, Service):
         return {}
-    text = requests.get(f"{server.telemetry}/metrics", timeout=10).text
-    return {
-        (sample.name, sample.labels.get("stage", "")): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.labels.get("model") == "mnist" and sample.name.endswith(("_sum", "_count"))
-    }
+    return server_side.scrape(f"{server.telemetry}/metrics")
 
 
 def measure(
@@ -196,9 +190,7 @@ def measure(
     refused = result["failed"] / max(result["requests"], 1)
     if refused and name != STOCK:  # whose queue of 100 is too short for 128 connections
         raise BenchError(f"{name}: {refused:.2%} of the requests failed")
-    difference = {key: after[key] - before.get(key, 0) for key in after}
-    batches = difference.get(("inference_batch_requests_count", ""), 0)
-    served = difference.get(("inference_batch_requests_sum", ""), 0)
+    side = server_side.difference(before, after).get("mnist", server_side.ModelSide())
     return Sample(
         name,
         connections,
@@ -211,11 +203,11 @@ def measure(
         result["p999"],
         steal=steal / capacity,
         foreign=max(0.0, (busy - steal - (own_after - own_before)) / capacity),
-        batch=served / batches if batches else None,
+        batch=side.batch or None,
         stages={
-            stage: 1e6 * value / served
-            for (key, stage), value in difference.items()
-            if key == "inference_stage_seconds_sum" and served
+            stage: 1e3 * side.milliseconds[stage] / side.batch
+            for stage in ("parse", "forward", "respond")
+            if side.batch
         },
     )
 
@@ -300,37 +292,28 @@ def report(samples: Sequence[Sample], memory: Mapping[str, Any], facts: Mapping[
 
 def plot(samples: Sequence[Sample], file: Path) -> None:
     """Rate and p99 against connections, a line a server with the range of its rounds."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     panels = (("rate", "requests a second", 1.0), ("p99", "p99 latency, ms", 1e3))
-    for axis, (figure_name, label, scale) in zip(axes, panels, strict=True):
-        for server in dict.fromkeys(sample.server for sample in samples):
-            points: dict[int, list[float]] = {}
-            for s in samples:
-                if s.server == server and not s.disturbed:
-                    points.setdefault(s.connections, []).append(scale * getattr(s, figure_name))
-            middle = {n: statistics.median(values) for n, values in sorted(points.items())}
-            below = [middle[n] - min(points[n]) for n in middle]
-            above = [max(points[n]) - middle[n] for n in middle]
-            axis.errorbar(
-                list(middle),
-                list(middle.values()),
-                [below, above],
-                marker="o",
-                capsize=3,
-                label=server,
-            )
-        axis.set(xscale="log", yscale="log", xlabel="connections", ylabel=label)
-        ticks = sorted({sample.connections for sample in samples})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
-    figure.savefig(file)
+
+    def draw(axes: Any) -> None:
+        for axis, (name, label, scale) in zip(axes, panels, strict=True):
+            for server in dict.fromkeys(sample.server for sample in samples):
+                points: dict[int, list[float]] = {}
+                for s in samples:
+                    if s.server == server and not s.disturbed:
+                        points.setdefault(s.connections, []).append(scale * getattr(s, name))
+                middle = {n: statistics.median(values) for n, values in sorted(points.items())}
+                below = [middle[n] - min(points[n]) for n in middle]
+                above = [max(points[n]) - middle[n] for n in middle]
+                heights, errors = list(middle.values()), [below, above]
+                axis.errorbar([*middle], heights, errors, marker="o", capsize=3, label=server)
+            axis.set(xscale="log", yscale="log", xlabel="connections", ylabel=label)
+            ticks = sorted({sample.connections for sample in samples})
+            axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        axes[0].legend(fontsize="small")
+
+    file.write_text(figure(draw))
 
 
 def machine_facts() -> dict[str, Any]:

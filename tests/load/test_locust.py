@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,15 @@ def locust(
     return Result(done.returncode, done.stdout + done.stderr, document)
 
 
+@contextlib.contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread while the block runs."""
+    thread = threading.Thread(target=act)
+    thread.start()
+    yield
+    thread.join()
+
+
 def passed(result: Result) -> bool:
     """Whether it did, or would have: on a busy machine the generator may be late, which it says."""
     late = result.code == 2 and "the generator itself was late" in result.output
@@ -99,10 +108,8 @@ class TestFreeze:
                 time.sleep(1)
                 os.kill(server.process.pid, signal.SIGCONT)
 
-            thread = threading.Thread(target=freeze)
-            thread.start()
-            yield server
-            thread.join()
+            with meanwhile(freeze):
+                yield server
 
     def test_shows_in_an_open_loop(self, freezing: Toy, tmp_path: Path) -> None:
         """Of 600 requests over 6 s, a sixth was to be sent in the second of the freeze."""
@@ -230,10 +237,8 @@ class TestVerdicts:
                 wait_until(lambda: server.served >= 100)
                 server.process.kill()
 
-            thread = threading.Thread(target=kill)
-            thread.start()
-            result = locust(tmp_path, server.url, server.url, "-t", "90s", "XorPairs")
-            thread.join()
+            with meanwhile(kill):
+                result = locust(tmp_path, server.url, server.url, "-t", "90s", "XorPairs")
         assert result.code == 1
         assert "the server has answered nothing for" in result.output
         assert result.document["seconds"] < 60
@@ -246,10 +251,8 @@ class TestVerdicts:
                 wait_until(lambda: server.served >= 1000)
                 os.kill(server.process.pid, signal.SIGSTOP)
 
-            thread = threading.Thread(target=stop)
-            thread.start()
-            result = locust(tmp_path, server.url, "none", "-t", "4s", "-u", "2", "XorPairs")
-            thread.join()
+            with meanwhile(stop):
+                result = locust(tmp_path, server.url, "none", "-t", "4s", "-u", "2", "XorPairs")
         assert result.code == 1
         assert result.document["scenarios"]["xor"]["codes"]["0"] == 2
 
@@ -289,23 +292,21 @@ class TestGeneratorMetrics:
 
                 wait_until(has_counted)
 
-            thread = threading.Thread(target=look)
-            thread.start()
-            result = locust(
-                tmp_path,
-                server.url,
-                server.url,
-                "-t",
-                "3s",
-                "-u",
-                "2",
-                "--arrival-rate",
-                "50",
-                "--prometheus-port",
-                str(port),
-                "XorPairs",
-            )
-            thread.join()
+            with meanwhile(look):
+                result = locust(
+                    tmp_path,
+                    server.url,
+                    server.url,
+                    "-t",
+                    "3s",
+                    "-u",
+                    "2",
+                    "--arrival-rate",
+                    "50",
+                    "--prometheus-port",
+                    str(port),
+                    "XorPairs",
+                )
         assert passed(result), result.output
         for sample in (
             'loadtest_requests_total{code="200",scenario="xor"}',
