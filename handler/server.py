@@ -21,6 +21,7 @@ from handler.settings import Settings
 from handler.store import Archive
 from handler.telemetry import TelemetryServer
 from handler.torchserve import TorchServe
+from handler.vitals import Vitals
 
 _POLL_SECONDS = 0.1
 # Between the frontend's queue and a worker, and between a worker and the socket of the client, a
@@ -48,6 +49,7 @@ class Server:
         self._run_directory = Path(tempfile.mkdtemp(prefix="serve-"))
         self._torchserve = TorchServe(settings, archives, self._run_directory)
         self._exposition = Exposition(self._torchserve.metrics_directory)
+        self._vitals = Vitals(archives, self._torchserve, self.readiness)
         self._signals: list[signal.Signals] = []
         self._wake = threading.Event()
         self._started = False
@@ -196,8 +198,8 @@ class Server:
         return max(delays)
 
     def metrics(self) -> tuple[str, bytes]:
-        """The handler's metrics, then TorchServe's own while it answers."""
-        text = self._exposition.text()
+        """The workers' metrics, this process's, then TorchServe's own while it answers."""
+        text = self._exposition.text() + self._vitals.text()
         with contextlib.suppress(requests.RequestException):
             text += self._torchserve.metrics(timeout=2.0)
         return CONTENT_TYPE, text
@@ -227,13 +229,17 @@ class Server:
         models: dict[str, dict[str, Any]] = {}
         with self._readiness_lock:
             for archive in self._archives:
-                reason = self._why_not_ready(archive)
+                workers, reason = self._look_at(archive)
                 key = (
                     archive.name
                     if archive.name not in models
                     else f"{archive.name}/{archive.version}"
                 )
-                models[key] = {"version": archive.version, "ready": reason is None}
+                models[key] = {
+                    "version": archive.version,
+                    "ready": reason is None,
+                    "workers": workers,
+                }
                 if reason:
                     models[key]["reason"] = reason
         if self._draining:
@@ -243,24 +249,27 @@ class Server:
             return 200, {"status": "ready", "models": models}
         return 503, {"status": "not ready", "models": models}
 
-    def _why_not_ready(self, archive: Archive) -> str | None:
+    def _look_at(self, archive: Archive) -> tuple[int, str | None]:
+        """How many workers a model has, and why it is not ready, if it is not."""
         failure = self._torchserve.load_failure(archive)
-        if failure:
-            return f"its worker failed to load it: {failure}"
+        reason = f"its worker failed to load it: {failure}" if failure else None
         try:
             status = self._torchserve.status(archive)
         except requests.RequestException:
-            return "TorchServe is not answering"
+            return 0, reason or "TorchServe is not answering"
+        workers = len(status.ready) if status else 0
+        if reason:
+            return workers, reason
         if status is None:
-            return "TorchServe refused the archive; its reason is in the log"
-        if len(status.ready) < max(status.minimum, 1):
-            return f"{len(status.ready)} of {status.minimum} workers ready"
+            return workers, "TorchServe refused the archive; its reason is in the log"
+        if workers < max(status.minimum, 1):
+            return workers, f"{workers} of {status.minimum} workers ready"
         if not status.ready <= self._warm.get(archive.file, frozenset()):
             reason = self._torchserve.warm_up(archive)
             if reason:
-                return reason
+                return workers, reason
             self._warm[archive.file] = status.ready
-        return None
+        return workers, None
 
 
 def check_ports(settings: Settings) -> None:

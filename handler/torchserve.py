@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -219,6 +219,19 @@ class TorchServe:
             if flag.read_bytes() == b"\1" and psutil.pid_exists(int(flag.name)):
                 return True
         return False
+
+    def worker_starts(self) -> int:
+        """How many worker processes there have been: each leaves a file, and none removes it."""
+        return sum(1 for _ in (self._run_directory / worker.BUSY).iterdir())
+
+    def resident_memory(self) -> Iterator[tuple[str, int]]:
+        """Bytes of this process (`server`), the JVM (`frontend`) and each `worker`."""
+        server = psutil.Process()
+        yield "server", server.memory_info().rss
+        for process in server.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                is_frontend = self._process and process.pid == self._process.pid
+                yield "frontend" if is_frontend else "worker", process.memory_info().rss
 
     def has_given_up(self, timeout: float) -> bool:
         """Whether TorchServe has stopped restarting a worker that keeps dying.

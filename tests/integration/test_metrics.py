@@ -9,6 +9,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from handler.store import read_archive
 from loadtest.servers import wait_until
 from tests.serving import ROOT, ServerProcess, serving
 
@@ -101,3 +102,28 @@ def test_no_counter_goes_down_when_workers_are_killed(store: Path) -> None:
             server.wait_until_ready()
             assert read(server, "inference_requests_total", "xor", code="200") >= count
         assert read(server, "inference_instances_total", "xor") >= 6
+
+
+def test_server_counts_what_it_runs(alone: ServerProcess, store: Path) -> None:
+    def vitals(name: str, **labels: str) -> float:
+        return scrape(alone)[f"serving_{name}", frozenset(labels.items())]
+
+    mnist = {"model": "mnist", "version": "1.0"}
+    assert vitals("model_ready", **mnist) == 1
+    assert vitals("workers", **mnist) == 1
+    starts = vitals("worker_starts_total")
+    assert starts >= 2
+    card = read_archive(store / "mnist.mar").card
+    assert card
+    for label, share in enumerate(card.metrics["test"]["label_shares"]):
+        assert vitals("expected_label_ratio", label=str(label), **mnist) == share
+    server, frontend, worker = (
+        vitals("resident_memory_bytes", process=kind) for kind in ("server", "frontend", "worker")
+    )
+    # Two workers with torch loaded, a JVM, and a small Python.
+    assert worker > frontend > server > 10 << 20
+    victim = next(p for p in alone.family() if "model_service_worker" in " ".join(p.cmdline()))
+    victim.kill()
+    wait_until(lambda: vitals("worker_starts_total") == starts + 1)
+    alone.wait_until_ready()
+    assert vitals("resident_memory_bytes", process="worker") > frontend

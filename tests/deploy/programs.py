@@ -1,0 +1,31 @@
+"""The programs of others that these tests run: kubectl, promtool, podman and their kind."""
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+from tests.serving import ROOT
+
+# Python packages that bring programs, in an environment of their own: they pin what the service
+# pins otherwise.
+_ENVIRONMENT = ROOT / ".venv-deploy" / "bin"
+
+
+def program(name: str) -> str:
+    """The path of a program; without it the test is skipped, or fails where it could be had.
+
+    `DEPLOY_TESTS=required` says that it could: continuous integration sets it.
+    """
+    path = shutil.which(name, path=f"{_ENVIRONMENT}{os.pathsep}{os.environ['PATH']}")
+    if path is None:
+        unavailable(f"{name} is not installed (`make deploy-tools` says what is)")
+    return path
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip the test, or fail it where continuous integration demands it."""
+    if os.environ.get("DEPLOY_TESTS") == "required":
+        pytest.fail(reason)
+    pytest.skip(reason)
