@@ -1,0 +1,1 @@
+"""The image, the manifests and the monitoring: how the service runs elsewhere."""
