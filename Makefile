@@ -3,8 +3,11 @@ PYTHON ?= python3.11
 VENV ?= .venv
 PY := $(VENV)/bin/python
 SETUP := $(VENV)/.installed
+# Programs that check deploy/ pin what the service pins otherwise.
+DEPLOY_VENV := .venv-deploy
+DEPLOY_SETUP := $(DEPLOY_VENV)/.installed
 
-.PHONY: help setup train serve test check loadtest bench bench-gpu clean
+.PHONY: help setup train serve test check loadtest bench bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +25,11 @@ $(SETUP): requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
+$(DEPLOY_SETUP): deploy/requirements.txt $(SETUP)
+	@$(PYTHON) -m venv $(DEPLOY_VENV)
+	@$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 train: $(SETUP) ## train every model and build its archive in model_store
 	@$(PY) -m training all
 
@@ -29,7 +37,7 @@ serve: $(SETUP) ## train what is missing, then serve until Ctrl-C
 	@$(PY) -m training all --missing
 	@$(PY) -m handler
 
-test: $(SETUP) ## run every test
+test: $(SETUP) $(DEPLOY_SETUP) ## run every test
 	@$(PY) -m pytest
 
 check: $(SETUP) ## check format, lint and types
@@ -48,6 +56,13 @@ bench: $(SETUP) ## measure this service beside plain TorchServe, with wrk (10 mi
 bench-gpu: $(SETUP) ## measure the forward on a GPU beside a bare CUDA graph
 	@$(PY) -m tests.gpu.bench
 
+image: $(SETUP) ## build the image of the service (ARGS="--torch cu130" for GPUs)
+	@$(PY) -m training all --missing
+	@$(PY) -m deploy.image $(ARGS)
+
+manifests: $(SETUP) $(DEPLOY_SETUP) ## render every overlay of deploy/kubernetes
+	@$(PY) -m deploy.manifests
+
 clean: ## remove the environment, caches, archives and logs
-	rm -rf $(VENV) artifacts .cache .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
+	rm -rf $(VENV) $(DEPLOY_VENV) artifacts .cache .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,78 @@
+"""`python -m deploy.manifests`: render every overlay, for review and for whoever applies files."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+OVERLAYS = tuple(sorted(path.name for path in (KUBERNETES / "overlays").iterdir()))
+COMPONENTS = tuple(sorted(path.name for path in (KUBERNETES / "components").iterdir()))
+# Where `make manifests` installs kubectl; else the one on PATH.
+_PROGRAMS = ROOT / ".venv-deploy" / "bin"
+
+
+class ManifestError(Exception):
+    """Something cannot be rendered; the message is kubectl's."""
+
+
+def render(directory: Path) -> str:
+    """What a kustomization gives, as YAML.
+
+    Raises:
+        ManifestError: it does not build, or there is no kubectl.
+    """
+    kubectl = shutil.which("kubectl", path=f"{_PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+    if kubectl is None:
+        raise ManifestError("kubectl is not installed: run `make manifests`")
+    command = [kubectl, "kustomize", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ManifestError(f"{directory.relative_to(ROOT)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def render_with(components: Sequence[str]) -> str:
+    """What the base with some components gives, as YAML.
+
+    Raises:
+        ManifestError: it does not build, or there is no kubectl.
+    """
+    with tempfile.TemporaryDirectory(dir=KUBERNETES, prefix=".render-") as directory:
+        lines = ["apiVersion: kustomize.config.k8s.io/v1beta1", "kind: Kustomization"]
+        lines += ["resources:", "  - ../base", "components:"]
+        lines += [f"  - ../components/{name}" for name in components]
+        (Path(directory) / "kustomization.yaml").write_text("\n".join(lines))
+        return render(Path(directory))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 rendered, 1 failed, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.manifests", description=__doc__)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("artifacts/manifests"),
+        metavar="DIR",
+        help="where OVERLAY.yaml are written (default: %(default)s)",
+    )
+    out: Path = parser.parse_args(arguments).out
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        for overlay in OVERLAYS:
+            file = out / f"{overlay}.yaml"
+            file.write_text(render(KUBERNETES / "overlays" / overlay))
+            print(file)
+    except ManifestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

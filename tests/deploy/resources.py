@@ -1,0 +1,83 @@
+"""Rendered manifests as documents, and what the policies ask of them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, render, render_with
+
+Document = dict[str, Any]
+# Everything at once, in the order that the components' READMEs ask for.
+EVERYTHING = ("gateway", "canary", "gpu", "model-volume", "monitoring", "autoscale-utilisation")
+RENDERINGS = (
+    "base",
+    *(f"overlay {name}" for name in OVERLAYS),
+    *(f"component {name}" for name in COMPONENTS),
+    "everything",
+)
+
+
+@cache
+def manifest(name: str) -> str:
+    """One of `RENDERINGS`, as YAML."""
+    kind, _, which = name.partition(" ")
+    if kind == "overlay":
+        return render(KUBERNETES / "overlays" / which)
+    if kind == "base":
+        return render(KUBERNETES / "base")
+    return render_with((which,) if which else EVERYTHING)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The documents of one rendering."""
+
+    documents: tuple[Document, ...]
+
+    @classmethod
+    def of(cls, name: str) -> "Resources":
+        return cls(tuple(yaml.safe_load_all(manifest(name))))
+
+    def kind(self, *kinds: str) -> list[Document]:
+        return [document for document in self.documents if document["kind"] in kinds]
+
+    def named(self, kind: str, name: str) -> Document:
+        (found,) = [d for d in self.kind(kind) if d["metadata"]["name"] == name]
+        return found
+
+    def names(self, kind: str) -> set[str]:
+        return {document["metadata"]["name"] for document in self.kind(kind)}
+
+    @property
+    def workloads(self) -> list[Document]:
+        return self.kind("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
+
+    def pods(self) -> Iterator[tuple[str, Document]]:
+        """Each workload's name and the template of its pods."""
+        for workload in self.workloads:
+            yield workload["metadata"]["name"], workload["spec"]["template"]
+
+    def selected(self, selector: Mapping[str, str]) -> list[Document]:
+        """Templates of the pods that have these labels."""
+        return [pod for _, pod in self.pods() if matches(selector, pod["metadata"]["labels"])]
+
+
+def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+def containers(pod: Document) -> list[Document]:
+    """All of a template, those that only prepare it too."""
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+
+
+def ports(pod: Document) -> dict[str, int]:
+    """Numbers by name."""
+    return {
+        port["name"]: port["containerPort"]
+        for container in containers(pod)
+        for port in container.get("ports", [])
+    }

@@ -1,0 +1,425 @@
+"""The manifests, rendered: valid for three versions of Kubernetes, and what the policies ask."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, main
+from handler.settings import load_settings
+from tests.deploy.programs import program
+from tests.deploy.resources import (
+    RENDERINGS,
+    Document,
+    Resources,
+    containers,
+    manifest,
+    matches,
+    ports,
+)
+from tests.serving import ROOT
+
+VERSIONS = ("1.31", "1.34", "1.37")
+CUSTOM = ("PrometheusRule", "ScaledObject", "ServiceMonitor")
+# What the guide has an operator make by hand, because no repository may hold it.
+SECRETS = {"edge-tokens", "model-server-tls"}
+# Peers outside of what is rendered: the READMEs of the components say who they are.
+OUTSIDE = (
+    {"kubernetes.io/metadata.name": "kube-system"},
+    {"kubernetes.io/metadata.name": "monitoring"},
+    {"model-serving/ingress": "true"},
+)
+
+
+@pytest.fixture(params=RENDERINGS)
+def resources(request: pytest.FixtureRequest) -> Resources:
+    program("kubectl")
+    return Resources.of(request.param)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    program("kubectl")
+    directory = tmp_path_factory.mktemp("manifests")
+    files = []
+    for name in RENDERINGS:
+        files.append(directory / f"{name.replace(' ', '-')}.yaml")
+        files[-1].write_text(manifest(name))
+    return files
+
+
+def run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        check=False,
+        cwd=ROOT,
+        input=text,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def core(files: list[Path], directory: Path) -> list[str]:
+    """The resources of Kubernetes itself of each file, in files of their own."""
+    import yaml
+
+    kept = []
+    for file in files:
+        documents = [d for d in yaml.safe_load_all(file.read_text()) if d["kind"] not in CUSTOM]
+        kept.append(directory / file.name)
+        kept[-1].write_text(yaml.safe_dump_all(documents))
+    return [str(path) for path in kept]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_valid(version: str, rendered: list[Path], tmp_path: Path) -> None:
+    validate = program("kubernetes-validate")
+    files = core(rendered, tmp_path)
+    done = run(validate, "--strict", "--kubernetes-version", version, *files)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count(" passed ") >= 100
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("readOnlyRootFilesystem", "readonlyRootFilesystem"), ("kind: Service\n", "kind: Servize\n")],
+)
+def test_validation_refuses(right: str, wrong: str, rendered: list[Path], tmp_path: Path) -> None:
+    validate = program("kubernetes-validate")
+    (file,) = core(rendered[:1], tmp_path)
+    text = Path(file).read_text()
+    assert right in text
+    Path(file).write_text(text.replace(right, wrong))
+    assert run(validate, "--strict", "--kubernetes-version", VERSIONS[0], file).returncode
+
+
+def validate_custom(resources: list[Document]) -> subprocess.CompletedProcess[str]:
+    python = Path(program("kubernetes-validate")).with_name("python")
+    lines = "".join(json.dumps(resource) + "\n" for resource in resources)
+    return run(str(python), str(Path(__file__).with_name("custom_resources.py")), text=lines)
+
+
+def test_custom_resources_are_valid() -> None:
+    program("kubectl")
+    found = [r for name in RENDERINGS for r in Resources.of(name).kind(*CUSTOM)]
+    assert {resource["kind"] for resource in found} == set(CUSTOM)
+    done = validate_custom(found)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        ("PrometheusRule", '"expr"', '"exprs"'),
+        ("ScaledObject", '"metricType"', '"metrictype"'),
+        ("ServiceMonitor", '"scrapeTimeout"', '"timeout"'),
+    ],
+)
+def test_custom_resources_with_unknown_fields_are_not(kind: str, right: str, wrong: str) -> None:
+    program("kubectl")
+    resource = json.dumps(Resources.of("overlay production").kind(kind)[0])
+    assert right in resource
+    done = validate_custom([json.loads(resource.replace(right, wrong))])
+    assert done.returncode == 1, done.stdout
+
+
+def test_checkov(rendered: list[Path]) -> None:
+    checkov = program("checkov")
+    files = [part for file in rendered for part in ("--file", str(file))]
+    done = run(checkov, "--config-file", "deploy/checkov.yaml", "--framework", "kubernetes", *files)
+    assert done.returncode == 0, done.stdout
+    passed = [int(count) for count in re.findall(r"Passed checks: (\d+)", done.stdout)]
+    assert sum(passed) > 1000, done.stdout
+
+
+def test_dockerfile() -> None:
+    file = "deploy/docker/Dockerfile"
+    done = run(program("hadolint"), file)
+    assert done.returncode == 0, done.stdout
+    checkov = program("checkov")
+    options = ("--config-file", "deploy/checkov.yaml", "--framework", "dockerfile")
+    done = run(checkov, *options, "--file", file)
+    assert done.returncode == 0, done.stdout
+    assert "Passed checks" in done.stdout
+
+
+def test_command_writes_every_overlay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program("kubectl")
+    assert main(["--out", str(tmp_path)]) == 0
+    assert {file.stem for file in tmp_path.iterdir()} == set(OVERLAYS)
+    assert capsys.readouterr().out.count(".yaml") == len(OVERLAYS)
+
+
+def test_overlays_and_components_are_those_of_the_plan() -> None:
+    assert set(OVERLAYS) == {"local", "cpu", "gpu", "production"}
+    for name in COMPONENTS:
+        assert (KUBERNETES / "components" / name / "README.md").stat().st_size > 200
+
+
+def test_there_is_one_copy_of_the_configuration() -> None:
+    assert (ROOT / "config.properties").is_symlink()
+    program("kubectl")
+    (config,) = [
+        document["data"]["config.properties"]
+        for document in Resources.of("base").kind("ConfigMap")
+        if document["metadata"]["name"].startswith("model-server-")
+    ]
+    assert config == (ROOT / "config.properties").read_text()
+
+
+# --- Policies, of every rendering.
+
+
+def test_pods_are_restricted(resources: Resources) -> None:
+    for name, pod in resources.pods():
+        spec = pod["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
+        assert not [v for v in spec.get("volumes", []) if "hostPath" in v], name
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["runAsUser"] >= 10000, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in containers(pod):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, name
+            assert context["readOnlyRootFilesystem"] is True, name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+    (namespace,) = resources.kind("Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for account in resources.kind("ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+
+
+def test_everything_is_in_the_one_namespace(resources: Resources) -> None:
+    for document in resources.documents:
+        if document["kind"] != "Namespace":
+            assert document["metadata"]["namespace"] == "model-serving", document["metadata"]
+
+
+def test_images_have_a_tag_that_stays(resources: Resources) -> None:
+    for name, pod in resources.pods():
+        for container in containers(pod):
+            tag = container["image"].rpartition("/")[2].partition(":")[2]
+            assert tag, name
+            assert tag != "latest", name
+
+
+def test_memory_is_what_it_asks_for(resources: Resources) -> None:
+    for name, pod in resources.pods():
+        for container in containers(pod):
+            wanted = container["resources"]
+            assert wanted["requests"]["memory"] == wanted["limits"]["memory"], name
+            assert wanted["requests"]["cpu"], name
+
+
+def least_replicas(resources: Resources, deployment: Document) -> int:
+    name = deployment["metadata"]["name"]
+    for scaler in resources.kind("HorizontalPodAutoscaler"):
+        if scaler["spec"]["scaleTargetRef"]["name"] == name:
+            return int(scaler["spec"]["minReplicas"])
+    for scaler in resources.kind("ScaledObject"):
+        if scaler["spec"]["scaleTargetRef"]["name"] == name:
+            return int(scaler["spec"]["minReplicaCount"])
+    return int(deployment["spec"]["replicas"])
+
+
+def test_budgets_can_be_kept_and_protect(resources: Resources) -> None:
+    budgets = resources.kind("PodDisruptionBudget")
+    assert budgets
+    for budget in budgets:
+        selector = budget["spec"]["selector"]["matchLabels"]
+        (deployment,) = [
+            d
+            for d in resources.kind("Deployment")
+            if matches(selector, d["spec"]["template"]["metadata"]["labels"])
+        ]
+        unavailable = budget["spec"]["maxUnavailable"]
+        assert 1 <= unavailable < least_replicas(resources, deployment), budget["metadata"]
+
+
+def test_scalers_have_a_target_and_no_rival(resources: Resources) -> None:
+    targets = [
+        (scaler["spec"]["scaleTargetRef"]["kind"], scaler["spec"]["scaleTargetRef"]["name"])
+        for scaler in resources.kind("HorizontalPodAutoscaler", "ScaledObject")
+    ]
+    assert len(set(targets)) == len(targets)
+    for kind, name in targets:
+        # With a number here every apply would undo what the scaler did.
+        assert "replicas" not in resources.named(kind, name)["spec"]
+
+
+def seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+)s", text)
+    assert match, text
+    return float(match[1])
+
+
+def test_pods_have_the_time_to_stop(resources: Resources) -> None:
+    for name, pod in resources.pods():
+        grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
+        for container in pod["spec"]["containers"]:
+            hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {})
+            before = float(hook["command"][1]) if hook else 0.0
+            if container["name"] == "model-server":
+                environ = {entry["name"]: entry["value"] for entry in container["env"]}
+                settings = load_settings(ROOT / "config.properties", environ)
+                assert grace > before + settings.drain_grace + settings.drain_timeout, name
+            if container["name"] == "edge":
+                text = (KUBERNETES / "components" / "gateway" / "nginx.conf").read_text()
+                match = re.search(r"proxy_read_timeout (\S+);", text)
+                assert match
+                assert grace > before + seconds(match[1])
+
+
+def test_selectors_match(resources: Resources) -> None:
+    for deployment in resources.kind("Deployment"):
+        selector = deployment["spec"]["selector"]["matchLabels"]
+        own = deployment["spec"]["template"]
+        # Its own pods and no others, or two would fight over them.
+        assert resources.selected(selector) == [own]
+        for spread in own["spec"].get("topologySpreadConstraints", []):
+            assert matches(spread["labelSelector"]["matchLabels"], own["metadata"]["labels"])
+    for document in resources.kind("Service"):
+        assert len(resources.selected(document["spec"]["selector"])) == 1, document["metadata"]
+    for document in resources.kind("NetworkPolicy"):
+        selector = document["spec"]["podSelector"].get("matchLabels", {})
+        assert resources.selected(selector), document["metadata"]
+    for document in resources.kind("ServiceMonitor"):
+        selector = document["spec"]["selector"]["matchLabels"]
+        found = [s for s in resources.kind("Service") if matches(selector, s["metadata"]["labels"])]
+        assert found
+        for service in found:
+            offered = {port["name"] for port in service["spec"]["ports"]}
+            assert {endpoint["port"] for endpoint in document["spec"]["endpoints"]} <= offered
+
+
+def test_services_lead_to_ports_of_their_pods(resources: Resources) -> None:
+    for service in resources.kind("Service"):
+        (pod,) = resources.selected(service["spec"]["selector"])
+        for port in service["spec"]["ports"]:
+            assert port["targetPort"] in ports(pod), service["metadata"]
+
+
+def test_ingresses_lead_to_ports_of_services(resources: Resources) -> None:
+    for ingress in resources.kind("Ingress"):
+        for path in (path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]):
+            backend = path["backend"]["service"]
+            service = resources.named("Service", backend["name"])
+            assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_policies_name_ports_that_are_there(resources: Resources) -> None:
+    for policy in resources.kind("NetworkPolicy"):
+        spec = policy["spec"]
+        own = resources.selected(spec["podSelector"].get("matchLabels", {}))
+        towards = [(rule["ports"], own) for rule in spec.get("ingress", [])]
+        towards += [
+            (rule["ports"], resources.selected(peer["podSelector"]["matchLabels"]))
+            for rule in spec.get("egress", [])
+            for peer in rule["to"]
+            if "namespaceSelector" not in peer
+        ]
+        for wanted, pods in towards:
+            assert all(port["port"] in ports(pod) for port in wanted for pod in pods), spec
+
+
+def test_long_running_pods_are_probed(resources: Resources) -> None:
+    for deployment in resources.kind("Deployment"):
+        for container in deployment["spec"]["template"]["spec"]["containers"]:
+            assert {"readinessProbe", "livenessProbe"} <= container.keys()
+            for probe in (container[key] for key in container if key.endswith("Probe")):
+                assert probe["httpGet"]["port"] in ports(deployment["spec"]["template"])
+            if container["name"] == "model-server":
+                paths = {
+                    container[probe]["httpGet"]["path"]
+                    for probe in ("startupProbe", "readinessProbe")
+                }
+                assert paths == {"/readyz"}
+                assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+
+
+def test_nothing_is_open_that_no_policy_opens(resources: Resources) -> None:
+    closed = resources.named("NetworkPolicy", "default-deny")["spec"]
+    assert closed == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    (namespace,) = resources.kind("Namespace")
+    for policy in resources.kind("NetworkPolicy"):
+        spec = policy["spec"]
+        for rule in [*spec.get("ingress", []), *spec.get("egress", [])]:
+            peers = rule.get("from", rule.get("to"))
+            assert peers, policy["metadata"]
+            for peer in peers:
+                assert peer_exists(peer, resources, namespace), policy["metadata"]
+
+
+def peer_exists(peer: dict[str, Any], resources: Resources, namespace: Document) -> bool:
+    if "namespaceSelector" in peer:
+        wanted = peer["namespaceSelector"]["matchLabels"]
+        return wanted in OUTSIDE or matches(wanted, namespace["metadata"]["labels"])
+    return bool(resources.selected(peer["podSelector"]["matchLabels"]))
+
+
+def test_everything_named_is_there(resources: Resources) -> None:
+    for name, pod in resources.pods():
+        assert pod["spec"]["serviceAccountName"] in resources.names("ServiceAccount"), name
+        volumes = pod["spec"].get("volumes", [])
+        for volume in volumes:
+            if "configMap" in volume:
+                assert volume["configMap"]["name"] in resources.names("ConfigMap"), name
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] in SECRETS, name
+            if "persistentVolumeClaim" in volume:
+                claim = volume["persistentVolumeClaim"]["claimName"]
+                assert claim in resources.names("PersistentVolumeClaim"), name
+        mounted = {m["name"] for c in containers(pod) for m in c.get("volumeMounts", [])}
+        assert mounted == {volume["name"] for volume in volumes}, name
+    for ingress in resources.kind("Ingress"):
+        for tls in ingress["spec"]["tls"]:
+            assert tls["secretName"] in SECRETS
+            assert tls["hosts"] == [rule["host"] for rule in ingress["spec"]["rules"]]
+
+
+# --- What single components promise.
+
+
+def test_gpu_is_asked_for_by_every_model_server() -> None:
+    program("kubectl")
+    everything = Resources.of("everything")
+    for name in ("model-server", "model-server-canary"):
+        deployment = everything.named("Deployment", name)
+        spec = deployment["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        assert container["image"].endswith("-cu130")
+        assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
+        assert spec["initContainers"][0]["name"] == "verify-archives"
+    assert "nvidia.com/gpu" not in manifest("overlay cpu")
+
+
+def test_canary_gets_a_tenth_of_what_comes_by_the_edge() -> None:
+    program("kubectl")
+    maps = {
+        document["metadata"]["name"].rpartition("-")[0]: document["data"]
+        for document in Resources.of("everything").kind("ConfigMap")
+        if document["metadata"]["name"].startswith("edge-upstream-")
+    }
+    servers = re.findall(r"server (\S+):8080 weight=(\d+)", maps["edge-upstream"]["upstream.conf"])
+    assert servers == [("model-server", "9"), ("model-server-canary", "1")]
+
+
+def test_a_change_of_weights_is_a_rollout() -> None:
+    program("kubectl")
+    names = [
+        {
+            volume["configMap"]["name"]
+            for volume in Resources.of(rendering).named("Deployment", "edge")["spec"]["template"][
+                "spec"
+            ]["volumes"]
+            if "configMap" in volume
+        }
+        for rendering in ("component gateway", "everything")
+    ]
+    assert len(names[0] - names[1]) == 1
