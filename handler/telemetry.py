@@ -1,6 +1,8 @@
 """The listener for probes and scrapes, answered by callables."""
 
 import json
+import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +55,13 @@ class TelemetryServer:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+
+            def handle_error(
+                self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
+            ) -> None:
+                # A prober that has gone away is no news, and no traceback.
+                if not isinstance(sys.exception(), ConnectionError):
+                    super().handle_error(request, client_address)
 
         self._server = Server((address.host, address.port), Handler)
         self._thread = threading.Thread(

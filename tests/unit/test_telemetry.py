@@ -1,24 +1,25 @@
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 import requests
 
 from handler.server import ServerError, check_ports
 from handler.settings import Address, load_settings
-from handler.telemetry import TelemetryServer
+from handler.telemetry import Probe, Scrape, TelemetryServer
 from tests.serving import ROOT, free_addresses
 
-SCRAPES = {"/metrics": lambda: ("text/plain", b"up 1\n")}
+PROBES: dict[str, Probe] = {"/livez": lambda: (503, {"status": "dead"})}
+SCRAPES: dict[str, Scrape] = {"/metrics": lambda: ("text/plain", b"up 1\n")}
 
 
 @contextlib.contextmanager
-def telemetry() -> Iterator[str]:
+def telemetry(probes: Mapping[str, Probe] = PROBES) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = Address("127.0.0.1", free.getsockname()[1], "TELEMETRY_ADDRESS")
-    server = TelemetryServer(address, {"/livez": lambda: (503, {"status": "dead"})}, SCRAPES)
+    server = TelemetryServer(address, probes, SCRAPES)
     server.start()
     try:
         yield address.url
@@ -57,3 +58,15 @@ def test_an_address_of_another_machine() -> None:
     settings = load_settings(ROOT / "config.properties", addresses)
     with pytest.raises(ServerError, match=r"192\.0\.2\.1:80 cannot be used: .*TS_METRICS_ADDRESS"):
         check_ports(settings)
+
+
+@pytest.mark.parametrize(("error", "told"), [(ConnectionResetError, False), (KeyError, True)])
+def test_a_prober_that_goes_away_is_no_news(
+    error: type[Exception], told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> tuple[int, dict[str, str]]:
+        raise error
+
+    with telemetry({"/livez": fail}) as url, pytest.raises(requests.ConnectionError):
+        requests.get(url + "/livez", timeout=10)
+    assert (error.__name__ in capsys.readouterr().err) is told
