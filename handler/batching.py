@@ -81,8 +81,7 @@ class BatchHandler:
             A body for each request, in order.
         """
         start, now = time.perf_counter(), time.time()
-        queueing = (queued(context, index, now) for index in range(len(requests)))
-        waits = [wait for wait in queueing if wait is not None]
+        waits = [queued(context, index, now) for index in range(len(requests))]
         errors: dict[int, RequestError] = {}
         queries: dict[int, Query] = {}
         for index, request in enumerate(requests):
@@ -102,7 +101,7 @@ class BatchHandler:
         for index in range(len(requests)):
             context.set_response_content_type(index, "application/json")
         seconds = time.perf_counter() - start
-        self.metrics.batch(len(requests), errors.values(), waits, seconds)
+        self.metrics.batch(waits, errors.values(), seconds)
         return [answers[index] for index in range(len(requests))]
 
     def _answer(

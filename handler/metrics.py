@@ -6,7 +6,7 @@ plain TorchServe nothing is exposed.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -57,6 +57,9 @@ class Metrics:
         self._queue = histogram(
             "inference_queue_seconds", "From X-Request-Start to the handler."
         ).labels(*model)
+        self._request = histogram(
+            "inference_request_seconds", "From X-Request-Start, else from its batch, to the answer."
+        ).labels(*model)
         self._batch_requests = histogram(
             "inference_batch_requests", "Requests in a batch.", buckets=_REQUESTS
         ).labels(*model)
@@ -73,24 +76,24 @@ class Metrics:
         info.labels(*model, card.architecture, card.torchscript_sha256, device).set(1)
 
     def batch(
-        self, size: int, errors: Iterable[RequestError], waits: Iterable[float], seconds: float
+        self, waits: Sequence[float | None], errors: Iterable[RequestError], seconds: float
     ) -> None:
         """A batch was answered.
 
         Args:
-            size: how many requests it had.
+            waits: of each of its requests the seconds from X-Request-Start, if it had that.
             errors: of those that were refused.
-            waits: seconds from X-Request-Start, of those that had it.
             seconds: how long it took.
         """
-        refused = 0
+        size, refused = len(waits), 0
         for error in errors:
             self._requests[error.code].inc()
             self._rejected[error.reason].inc()
             refused += 1
         if size > refused:
             self._requests[200].inc(size - refused)
-        observe_all(self._queue, waits)
+        observe_all(self._queue, (wait for wait in waits if wait is not None))
+        observe_all(self._request, ((wait or 0.0) + seconds for wait in waits))
         observe_all(self._batch_requests, (size,))
         observe_all(self._batch, (seconds,))
 

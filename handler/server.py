@@ -20,7 +20,7 @@ from handler.exposition import CONTENT_TYPE, Exposition
 from handler.settings import Settings
 from handler.store import Archive
 from handler.telemetry import TelemetryServer
-from handler.torchserve import TorchServe
+from handler.torchserve import ModelStatus, TorchServe
 from handler.vitals import Vitals
 
 _POLL_SECONDS = 0.1
@@ -229,7 +229,7 @@ class Server:
         models: dict[str, dict[str, Any]] = {}
         with self._readiness_lock:
             for archive in self._archives:
-                workers, reason = self._look_at(archive)
+                status, reason = self._look_at(archive)
                 key = (
                     archive.name
                     if archive.name not in models
@@ -238,7 +238,8 @@ class Server:
                 models[key] = {
                     "version": archive.version,
                     "ready": reason is None,
-                    "workers": workers,
+                    "workers": len(status.ready) if status else 0,
+                    "queued": status.pending if status else 0,
                 }
                 if reason:
                     models[key]["reason"] = reason
@@ -249,27 +250,26 @@ class Server:
             return 200, {"status": "ready", "models": models}
         return 503, {"status": "not ready", "models": models}
 
-    def _look_at(self, archive: Archive) -> tuple[int, str | None]:
-        """How many workers a model has, and why it is not ready, if it is not."""
+    def _look_at(self, archive: Archive) -> tuple[ModelStatus | None, str | None]:
+        """What TorchServe says of a model, and why it is not ready, if it is not."""
         failure = self._torchserve.load_failure(archive)
         reason = f"its worker failed to load it: {failure}" if failure else None
         try:
             status = self._torchserve.status(archive)
         except requests.RequestException:
-            return 0, reason or "TorchServe is not answering"
-        workers = len(status.ready) if status else 0
+            return None, reason or "TorchServe is not answering"
         if reason:
-            return workers, reason
+            return status, reason
         if status is None:
-            return workers, "TorchServe refused the archive; its reason is in the log"
-        if workers < max(status.minimum, 1):
-            return workers, f"{workers} of {status.minimum} workers ready"
+            return None, "TorchServe refused the archive; its reason is in the log"
+        if len(status.ready) < max(status.minimum, 1):
+            return status, f"{len(status.ready)} of {status.minimum} workers ready"
         if not status.ready <= self._warm.get(archive.file, frozenset()):
             reason = self._torchserve.warm_up(archive)
             if reason:
-                return workers, reason
+                return status, reason
             self._warm[archive.file] = status.ready
-        return workers, None
+        return status, None
 
 
 def check_ports(settings: Settings) -> None:

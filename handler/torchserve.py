@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -251,7 +252,7 @@ class TorchServe:
         url = f"{self._settings.metrics.url}/metrics"
         response = self._http.get(url, timeout=timeout)
         response.raise_for_status()
-        return response.content
+        return _from_zero(response.content)
 
     def load_failure(self, archive: Archive) -> str | None:
         """Why the model's worker could not load it, in the worker's words."""
@@ -320,6 +321,20 @@ def torchserve_home() -> Path:
     if spec is None or spec.origin is None:
         raise TorchServeError("the torchserve package is not installed: run `make setup`")
     return Path(spec.origin).parent.parent
+
+
+def _from_zero(metrics: bytes) -> bytes:
+    """With a zero for the kinds of response that there were none of yet.
+
+    Prometheus sees no increase in a counter that begins with its first count.
+    """
+    labels = re.search(rb"^Requests2XX({.*?}) ", metrics, re.MULTILINE)
+    if labels:
+        for name in (b"Requests4XX", b"Requests5XX"):
+            head = b"# TYPE %s counter\n" % name
+            if head + name not in metrics:
+                metrics = metrics.replace(head, b"%s%s%s 0.0\n" % (head, name, labels[1]))
+    return metrics
 
 
 def _die_with_parent() -> None:

@@ -54,12 +54,17 @@ class Vitals(Collector):
         workers = GaugeMetricFamily(
             "serving_workers", "Workers that have loaded the model.", labels=_MODEL
         )
+        queued = GaugeMetricFamily(
+            "serving_queued_requests", "Requests that wait for a worker.", labels=_MODEL
+        )
         for key, model in report["models"].items():
             labels = (key.partition("/")[0], model["version"])
             ready.add_metric(labels, model["ready"])
             workers.add_metric(labels, model["workers"])
+            queued.add_metric(labels, model["queued"])
         yield ready
         yield workers
+        yield queued
         yield CounterMetricFamily(
             "serving_worker_starts",
             "Worker processes started, for all models.",

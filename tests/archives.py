@@ -44,6 +44,16 @@ def handle(requests, context):
     os._exit(1)
 """
 
+# Answers with the HTTP status that the body asks for, before the next request is taken.
+STATUS_HANDLER = """
+def handle(requests, context):
+    if requests is None:
+        return None
+    for index, request in enumerate(requests):
+        context.set_response_status(int(request["body"]), "as asked for", index)
+    return [b""] * len(requests)
+"""
+
 FAILING_HANDLER = """
 def handle(requests, context):
     raise LookupError("the weights are on holiday")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,6 +11,8 @@ import yaml
 from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, render, render_with
 
 Document = dict[str, Any]
+MONITORING = KUBERNETES.parent / "monitoring"
+_RULES = sorted((MONITORING / "prometheus").glob("*-rules.yaml"))
 # Everything at once, in the order that the components' READMEs ask for.
 EVERYTHING = ("gateway", "canary", "gpu", "model-volume", "monitoring", "autoscale-utilisation")
 RENDERINGS = (
@@ -81,3 +84,20 @@ def ports(pod: Document) -> dict[str, int]:
         for container in containers(pod)
         for port in container.get("ports", [])
     }
+
+
+def rules() -> list[Document]:
+    """Of the recording and the alerting rules, each."""
+    groups = (group for file in _RULES for group in _rule_spec(file)["groups"])
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def write_rules(directory: Path) -> None:
+    """Write the rules as Prometheus reads them, without the operator's envelope."""
+    for file in _RULES:
+        (directory / file.name).write_text(yaml.safe_dump(_rule_spec(file)))
+
+
+def _rule_spec(file: Path) -> Document:
+    spec: Document = yaml.safe_load(file.read_text())["spec"]
+    return spec

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from handler.store import read_archive
 from loadtest.servers import wait_until
+from tests.archives import SLOW_HANDLER, STATUS_HANDLER, foreign
 from tests.serving import ROOT, ServerProcess, serving
 
 SEVEN = (ROOT / "samples" / "seven.png").read_bytes()
@@ -79,6 +81,7 @@ def test_the_time_since_a_proxy_sent_it(alone: ServerProcess) -> None:
         headers = {"X-Request-Start": start}
         requests.post(alone.url("xor"), json={"instances": [[0, 0]]}, headers=headers, timeout=30)
     assert read(alone, names[0], "xor") == count + 1
+    assert read(alone, "inference_request_seconds_sum", "xor") >= 0.25
     assert 0.25 <= read(alone, names[1], "xor") - total < 30
 
 
@@ -87,6 +90,30 @@ def test_torchserve_s_own_metrics_are_in_the_same_scrape(alone: ServerProcess) -
     names = {name for name, _ in scrape(alone)}
     assert {"ts_inference_requests_total", "inference_requests_total"} <= names
     assert any(name.startswith("Requests2XX") for name in names)
+
+
+def test_failures_are_counted_from_zero_whoever_failed(tmp_path: Path) -> None:
+    foreign(tmp_path, "status", STATUS_HANDLER)
+    foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=1))
+    with (
+        serving(tmp_path, TS_JOB_QUEUE_SIZE="2") as server,
+        ThreadPoolExecutor(12) as pool,
+    ):
+
+        def count(name: str) -> float:
+            return sum(v for (n, _), v in scrape(server).items() if n.startswith(name))
+
+        assert "\nRequests5XX{" in requests.get(f"{server.telemetry}/metrics", timeout=30).text
+        assert count("Requests5XX") == 0
+        for code in (500, 400, 507, 200):
+            response = requests.post(server.url("status"), data=f"{code}", timeout=60)
+            assert response.status_code == code
+        assert count("Requests5XX") == 2
+        futures = [pool.submit(requests.post, server.url("slow"), data="x") for _ in range(12)]
+        wait_until(lambda: count("serving_queued_requests") == 2)
+        codes = [future.result().status_code for future in futures]
+        assert count("Requests5XX") == 2 + codes.count(503)
+        assert codes.count(503) > 0
 
 
 def test_no_counter_goes_down_when_workers_are_killed(store: Path) -> None:

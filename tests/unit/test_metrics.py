@@ -24,6 +24,7 @@ CONTRACT = {
     "inference_stage_seconds": {"stage"},
     "inference_batch_seconds": set(),
     "inference_queue_seconds": set(),
+    "inference_request_seconds": set(),
     "inference_batch_requests": set(),
     "inference_predictions_total": {"label"},
     "inference_confidence_ratio": set(),
@@ -102,7 +103,7 @@ def test_what_is_known_at_load_is_there_from_the_start(workers: Workers) -> None
 def test_a_batch_is_counted(workers: Workers) -> None:
     metrics = workers.start(os.getpid())
     errors = [RequestError("a"), RequestError("b"), PayloadTooLargeError("c")]
-    metrics.batch(8, errors, waits=[0.002, 20.0], seconds=0.003)
+    metrics.batch([0.002, 20.0, *[None] * 6], errors, seconds=0.003)
     metrics.stages(0.001, 0.0004, 0.1)
     metrics.predictions([1, 0, 1], [0.95, 0.5, 1.0])
     samples = workers.read()
@@ -118,6 +119,10 @@ def test_a_batch_is_counted(workers: Workers) -> None:
     assert value(samples, "inference_batch_requests_bucket", le="8.0") == 1
     assert value(samples, "inference_queue_seconds_count") == 2
     assert value(samples, "inference_queue_seconds_bucket", le="10.0") == 1
+    assert value(samples, "inference_request_seconds_count") == 8
+    assert value(samples, "inference_request_seconds_bucket", le="0.0025") == 0
+    assert value(samples, "inference_request_seconds_bucket", le="0.005") == 7
+    assert value(samples, "inference_request_seconds_sum") == pytest.approx(20.002 + 8 * 0.003)
     assert value(samples, "inference_stage_seconds_sum", stage="forward") == pytest.approx(0.0004)
     assert value(samples, "inference_confidence_ratio_bucket", le="0.5") == 1
     assert value(samples, "inference_confidence_ratio_bucket", le="1.0") == 3
@@ -142,7 +147,7 @@ def test_many_values_are_observed_as_one_by_one() -> None:
 
 def test_workers_are_added_up(workers: Workers) -> None:
     for process in (os.getpid(), os.getppid()):
-        workers.start(process).batch(4, [], [], 0.1)
+        workers.start(process).batch([None] * 4, [], 0.1)
     samples = workers.read()
     assert value(samples, "inference_requests_total", code="200") == 8
     assert value(samples, "inference_batch_seconds_count") == 2
@@ -151,11 +156,11 @@ def test_workers_are_added_up(workers: Workers) -> None:
 def test_no_counter_goes_down_when_a_worker_dies(
     workers: Workers, tmp_path: Path, dead: int
 ) -> None:
-    workers.start(os.getpid()).batch(3, [], [0.2], 0.1)
+    workers.start(os.getpid()).batch([0.2, None, None], [], 0.1)
     (tmp_path / f"counter_{dead}.db").touch()  # killed while it created its file
     assert value(workers.read(), "inference_requests_total", code="200") == 3
     for round_ in range(1, 4):
-        workers.start(dead).batch(4, [RequestError("x")], [0.2], 0.1)
+        workers.start(dead).batch([None, None, 0.2, None], [RequestError("x")], 0.1)
         values.close_all_multiprocess_files()
         for _ in range(2):
             samples = workers.read()

@@ -1,0 +1,119 @@
+"""Recording and alerting rules, by promtool; the runbook; the dashboard's form."""
+
+import json
+import re
+import shutil
+import subprocess
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.programs import program
+from tests.deploy.resources import MONITORING, rules, write_rules
+
+RUNBOOK = MONITORING / "RUNBOOK.md"
+RULES = rules()
+ALERTS = sorted({rule["alert"] for rule in RULES if "alert" in rule})
+RECORDS = sorted({rule["record"] for rule in RULES if "record" in rule})
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """The rules beside their tests, as promtool wants them."""
+    write_rules(tmp_path)
+    for file in (MONITORING / "prometheus" / "tests").iterdir():
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def promtool(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [program("promtool"), *arguments]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+
+
+def test_rules_are_rules(directory: Path) -> None:
+    files = [file.name for file in directory.glob("*-rules.yaml")]
+    done = promtool("check", "rules", *files, directory=directory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(map(int, re.findall(r"SUCCESS: (\d+) rules", done.stdout))) == len(RULES)
+
+
+@pytest.mark.parametrize("file", ["recording.yaml", "alerting.yaml"])
+def test_rules_give_the_numbers_derived_by_hand(file: str, directory: Path) -> None:
+    done = promtool("test", "rules", file, directory=directory)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("alerting.yaml", "> 14.4 * 0.001", "> 20 * 0.001"),
+        ("alerting.yaml", "for: 10m", "for: 11m"),
+        ("recording.yaml", "1e-4", "1e-3"),
+    ],
+)
+def test_another_number_is_noticed(file: str, right: str, wrong: str, directory: Path) -> None:
+    changed = directory / file.replace(".yaml", "-rules.yaml")
+    assert right in changed.read_text()
+    changed.write_text(changed.read_text().replace(right, wrong))
+    assert promtool("test", "rules", file, directory=directory).returncode == 1
+
+
+def cases(kind: str) -> list[dict[str, Any]]:
+    files = (MONITORING / "prometheus" / "tests").iterdir()
+    tests = (test for file in files for test in yaml.safe_load(file.read_text())["tests"])
+    return [case for test in tests for case in test.get(kind, [])]
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_is_seen_to_fire_and_not_to(alert: str) -> None:
+    expected = [c["exp_alerts"] for c in cases("alert_rule_test") if c["alertname"] == alert]
+    assert any(expected)
+    assert not all(expected)
+    windows = {case["exp_labels"].get("window") for cases in expected for case in cases}
+    assert windows == {r["labels"].get("window") for r in RULES if r.get("alert") == alert}
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_every_recorded_series_is_tested(record: str) -> None:
+    text = " ".join(case["expr"] for case in cases("promql_expr_test"))
+    families = re.findall(r'__name__=~"([^"]*)"', text)
+    assert record in text or any(re.fullmatch(family, record) for family in families)
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    sections = re.findall(r"^## (Model\w+)$", RUNBOOK.read_text(), re.MULTILINE)
+    assert sorted(sections) == ALERTS
+    for rule in (rule for rule in RULES if "alert" in rule):
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert page.endswith(RUNBOOK.relative_to(MONITORING.parent.parent).as_posix())
+        assert anchor == rule["alert"].lower()
+        section = RUNBOOK.read_text().partition(f"## {rule['alert']}\n")[2].partition("\n## ")[0]
+        assert "\nLook at" in section
+        assert "\nDo" in section
+
+
+def test_dashboard_has_a_place_and_a_word_for_every_panel() -> None:
+    dashboard = json.loads((MONITORING / "grafana" / "model-server.json").read_text())
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    names = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert names == {"datasource", "job", "model", "version"}
+    for panel in panels:
+        if panel["type"] == "row":
+            continue
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == "${datasource}"
+            assert set(re.findall(r"\$(\w+)", target["expr"])) <= names
+            assert 'job=~"$job"' in target["expr"]
+    for one, other in combinations([panel["gridPos"] for panel in panels], 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        apart = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or apart
