@@ -75,26 +75,41 @@ def core(files: list[Path], directory: Path) -> list[str]:
     return [str(path) for path in kept]
 
 
+def complaints(version: str, files: list[str]) -> tuple[list[str], int]:
+    """What Kubernetes' schemas do not have in these files, and how many resources pass.
+
+    A kind without a schema is only a warning to the program, and a complaint here.
+    """
+    validate = program("kubernetes-validate")
+    lines = run(validate, "--strict", "-k", version, *files).stdout.splitlines()
+    passed = [
+        line for line in lines if f" against version {version}" in line and " passed " in line
+    ]
+    return [line for line in lines if line not in passed], len(passed)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_valid(version: str, rendered: list[Path], tmp_path: Path) -> None:
-    validate = program("kubernetes-validate")
     files = core(rendered, tmp_path)
-    done = run(validate, "--strict", "--kubernetes-version", version, *files)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count(" passed ") >= 100
+    resources = sum(file.count("\nkind: ") for file in (Path(f).read_text() for f in files))
+    assert complaints(version, files) == ([], resources)
 
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [("readOnlyRootFilesystem", "readonlyRootFilesystem"), ("kind: Service\n", "kind: Servize\n")],
+    [
+        ("readOnlyRootFilesystem:", "readonlyRootFilesystem:"),
+        ("maxSurge: 1", "maxSurge: [1]"),
+        ("kind: Service\n", "kind: Servize\n"),
+        ("apiVersion: policy/v1", "apiVersion: policy/v1beta1"),
+    ],
 )
 def test_validation_refuses(right: str, wrong: str, rendered: list[Path], tmp_path: Path) -> None:
-    validate = program("kubernetes-validate")
     (file,) = core(rendered[:1], tmp_path)
     text = Path(file).read_text()
     assert right in text
     Path(file).write_text(text.replace(right, wrong))
-    assert run(validate, "--strict", "--kubernetes-version", VERSIONS[0], file).returncode
+    assert complaints(VERSIONS[0], [file])[0]
 
 
 def validate_custom(resources: list[Document]) -> subprocess.CompletedProcess[str]:
