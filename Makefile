@@ -7,11 +7,11 @@ SETUP := $(VENV)/.installed
 DEPLOY_VENV := .venv-deploy
 DEPLOY_SETUP := $(DEPLOY_VENV)/.installed
 
-.PHONY: help setup train serve test check loadtest bench bench-gpu image manifests clean
+.PHONY: help setup train serve test deploy-tools check loadtest bench bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(SETUP) ## install pinned dependencies into .venv, if they changed
 
@@ -39,6 +39,10 @@ serve: $(SETUP) ## train what is missing, then serve until Ctrl-C
 
 test: $(SETUP) $(DEPLOY_SETUP) ## run every test
 	@$(PY) -m pytest
+
+deploy-tools: ## install what tests of images and rules need besides, on Debian, as root
+	apt-get update --quiet=2
+	apt-get install --quiet=2 --yes --no-install-recommends debootstrap podman prometheus runc
 
 check: $(SETUP) ## check format, lint and types
 	@$(PY) -m ruff format --check .

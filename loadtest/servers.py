@@ -16,8 +16,6 @@ from typing import Self, TypeVar
 import psutil
 import requests
 
-from handler.torchserve import find_java, torchserve_home
-
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 LISTENERS = (
@@ -204,6 +202,9 @@ class PlainTorchServe(Server):
         java: Sequence[str] = (),
         **environment: str,
     ) -> None:
+        # Here, as the image of the load test has none of the server.
+        from handler.torchserve import find_java, torchserve_home
+
         home = torchserve_home()
         names = ("inference", "management", "metrics")
         urls = [f"http://127.0.0.1:{port}" for port in free_ports(len(names))]
