@@ -16,7 +16,6 @@ TARGETS = {
     "edge": "model-server-edge",
     "loadtest": "model-server-loadtest",
 }
-_STORE = ROOT / "model_store"
 TORCH_INDEX = "https://download.pytorch.org/whl"
 # Runs in the image, so that it tells of the archives that are in there, wherever they were made.
 _DIGESTS = """
@@ -53,6 +52,7 @@ class Build:
         target: stage of the Dockerfile, one of `TARGETS`.
         torch: variant of torch's wheel, as its index names it: `cpu`, `cu130`.
         models: `store` for the archives in model_store/, `train` to make them in the build.
+        context: what is built: this repository, or a copy of it with archives of its own.
         options: more of the engine's own options for building.
     """
 
@@ -61,6 +61,7 @@ class Build:
     target: str = "serving"
     torch: str = "cpu"
     models: str = "store"
+    context: Path = ROOT
     options: Sequence[str] = ()
 
     def run(self) -> dict[str, str]:
@@ -74,8 +75,9 @@ class Build:
             ImageError: the engine failed; it has said why.
         """
         serving = self.target == "serving"
-        if serving and self.models == "store" and not list(_STORE.glob("*.mar")):
-            raise ImageError(f"{_STORE.name} is empty: run `make train`, or use --models train")
+        store = self.context / "model_store"
+        if serving and self.models == "store" and not list(store.glob("*.mar")):
+            raise ImageError(f"{store.name} is empty: run `make train`, or use --models train")
         # Podman's own format has no health checks.
         podman = Path(self.engine).name == "podman"
         command = [self.engine, "build", *(["--format", "docker"] if podman else [])]
@@ -83,7 +85,7 @@ class Build:
         stage = ["--file", "deploy/docker/Dockerfile", "--target", self.target]
         stage += ["--build-arg", f"TORCH_INDEX={TORCH_INDEX}/{self.torch}"]
         stage += ["--build-arg", f"MODELS={self.models}"]
-        _run([*command, *stage, *self.options, "."])
+        _run([*command, *stage, *self.options, "."], directory=self.context)
         labels = _labels() | (_digests(self.engine, self.tag) if serving else {})
         labelled = [part for key, value in labels.items() for part in ("--label", f"{key}={value}")]
         _run([*command, *labelled, "-"], text=f"FROM {self.tag}\n")
@@ -118,8 +120,8 @@ def _digests(engine: str, tag: str) -> dict[str, str]:
     return {f"model.{name}.sha256": digest for name, digest in map(str.split, lines)}
 
 
-def _run(command: list[str], text: str | None = None) -> None:
-    done = subprocess.run(command, cwd=ROOT, check=False, input=text, text=True)
+def _run(command: list[str], text: str | None = None, directory: Path = ROOT) -> None:
+    done = subprocess.run(command, cwd=directory, check=False, input=text, text=True)
     if done.returncode:
         raise ImageError(f"{' '.join(command[:2])} failed with exit code {done.returncode}")
 

@@ -1,0 +1,126 @@
+"""The images, built once, and pods of them that every test may ask."""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.image import TARGETS, Build
+from loadtest.digits import Digit
+from loadtest.digits import load as load_digits
+from tests.deploy.cluster import Cluster
+from tests.deploy.containers import Pod, image_of
+from tests.deploy.engine import BASE, engine, inspect, pip_options, podman
+from tests.deploy.programs import program
+from tests.deploy.traffic import TOKEN, Service, label
+from tests.serving import ROOT
+from training.registry import RECIPES
+
+
+@pytest.fixture(scope="package")
+def figures(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """What is measured on the way, for image-test.json."""
+    found: dict[str, Any] = {}
+    yield found
+    text = json.dumps(found, indent=2)
+    (ROOT / "artifacts").mkdir(exist_ok=True)
+    for directory in (ROOT / "artifacts", tmp_path_factory.mktemp("figures")):
+        (directory / "image-test.json").write_text(text)
+    line = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{line}")
+
+
+@pytest.fixture(scope="package")
+def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Of builds on this machine. Podman is there as long as this is."""
+    program("kubectl")
+    directory = tmp_path_factory.mktemp("engine")
+    with engine(directory):
+        yield ["--network=host", f"--build-arg=BASE_IMAGE={BASE}", *pip_options(directory)]
+
+
+@pytest.fixture(scope="package")
+def context(options: list[str], store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository as it is now, with archives that are current.
+
+    Those need podman first: without it nothing has to be trained.
+    """
+    assert options
+    copied = tmp_path_factory.mktemp("context")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (copied / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copied / name)
+    for model in RECIPES:
+        shutil.copy2(store / f"{model}.mar", copied / "model_store")
+    return copied
+
+
+@pytest.fixture(scope="package")
+def images(options: list[str], context: Path, figures: dict[str, Any]) -> dict[str, str]:
+    """Names of the images by target, all built."""
+    built = {target: image_of(name) for target, name in TARGETS.items()}
+    for target, tag in built.items():
+        earlier = podman("images", "--quiet", "--no-trunc", tag).stdout.strip()
+        start = time.monotonic()
+        Build(
+            engine=program("podman"), tag=tag, target=target, context=context, options=options
+        ).run()
+        figures[f"{target}_build_seconds"] = time.monotonic() - start
+        image = inspect("image", tag)
+        figures[f"{target}_megabytes"] = image["Size"] / 1e6
+        if earlier and not earlier.endswith(image["Id"]):
+            # It has lost its name to this one, and nobody else would remove it.
+            podman("rmi", earlier)
+    return built
+
+
+@pytest.fixture(scope="package")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """The base with component `gateway`."""
+    tokens = tmp_path_factory.mktemp("secrets") / "edge-tokens"
+    tokens.mkdir()
+    (tokens / "tokens.map").write_text(f'"Bearer {TOKEN}" team-a;\n')
+    directory = tmp_path_factory.mktemp("gateway")
+    return Cluster("component gateway", directory, {"edge-tokens": tokens})
+
+
+@pytest.fixture(scope="package")
+def server(images: dict[str, str], gateway: Cluster) -> Iterator[Pod]:
+    assert images
+    with gateway.pod("model-server") as pod:
+        yield pod.wait_until_ready()
+
+
+@pytest.fixture(scope="package")
+def digits(server: Pod) -> list[Digit]:
+    """Those of MNIST's test set that the model knows."""
+    every = load_digits()
+    known = [digit for digit in every if label(server.url("http"), digit.png) == digit.label]
+    assert len(known) >= 0.98 * len(every)
+    return known
+
+
+@pytest.fixture(scope="package")
+def service(gateway: Cluster, server: Pod) -> Iterator[Service]:
+    ports = gateway.resources.named("Service", "model-server")["spec"]["ports"]
+    (port,) = [port["port"] for port in ports if port["targetPort"] == "http"]
+    with Service(server.gateway, port) as running:
+        running.endpoints = [server.ip]
+        yield running
+
+
+@pytest.fixture(scope="package")
+def edge(gateway: Cluster, service: Service) -> Iterator[Pod]:
+    with gateway.pod("edge", hosts={"model-server": service.host}) as pod:
+        yield pod.wait_until_ready()

@@ -1,0 +1,222 @@
+"""Pods that work together: edge, Service, replacement, archives in a volume, load test."""
+
+import contextlib
+import hashlib
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+
+from loadtest.digits import Digit
+from loadtest.servers import wait_until
+from tests.deploy.cluster import Cluster
+from tests.deploy.containers import Pod
+from tests.deploy.traffic import AUTHORISED, TOKEN, Load, Service, answered, label
+
+# Requests a second, and seconds of them before the replacement.
+RATE = 100.0
+BEFORE = 8.0
+# Seconds in which balancers still send new connections to a pod that was told to stop.
+LAG = 2.0
+
+
+class TestEdge:
+    def post(self, edge: Pod, model: str = "mnist", **more: Any) -> requests.Response:
+        url = f"{edge.url('http')}/predictions/{model}"
+        return requests.post(url, timeout=60, **({"headers": AUTHORISED} | more))
+
+    def refused(self, response: requests.Response, code: int, kind: str) -> str:
+        assert response.status_code == code
+        error = response.json()
+        assert (error["code"], error["type"]) == (code, kind)
+        return str(error["message"])
+
+    @pytest.mark.parametrize("token", ["", "Bearer wrong", TOKEN, f"Bearer {TOKEN}x"])
+    def test_no_token(self, edge: Pod, token: str) -> None:
+        response = self.post(edge, headers={"Authorization": token} if token else {})
+        assert "Bearer" in self.refused(response, 401, "UnauthorizedException")
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+
+    def test_other_paths(self, edge: Pod) -> None:
+        for path in ("/", "/metrics", "/ping", "/models"):
+            response = requests.get(edge.url("http") + path, headers=AUTHORISED, timeout=30)
+            self.refused(response, 404, "ResourceNotFoundException")
+
+    def test_too_large(self, edge: Pod) -> None:
+        response = self.post(edge, data=b"x" * (2**20 + 1))
+        assert "1048576" in self.refused(response, 413, "PayloadTooLargeException")
+
+    def test_nobody_there(
+        self, edge: Pod, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service, "endpoints", [])
+        self.refused(self.post(edge, data=b"x"), 503, "ServiceUnavailableException")
+
+    def test_notes_when_a_request_came(self, edge: Pod, server: Pod, digits: list[Digit]) -> None:
+        names = ("inference_queue_seconds_count", "inference_queue_seconds_sum")
+        count, seconds = (server.metric(name, model="mnist") for name in names)
+        # A client that would have waited for long.
+        headers = AUTHORISED | {"X-Request-Start": f"t={time.time() - 1000:.3f}"}
+        response = self.post(edge, data=digits[0].png, headers=headers)
+        assert response.json()["predictions"][0]["label"] == digits[0].label
+        assert server.metric(names[0], model="mnist") == count + 1
+        assert server.metric(names[1], model="mnist") - seconds < 1000
+
+    def test_too_many(self, gateway: Cluster, service: Service, tmp_path: Path) -> None:
+        """Requests at a rate that a test surely exceeds."""
+        slow = Cluster("component gateway", tmp_path, gateway.sources)
+        slow.change("nginx.conf", "rate=500r/s", "rate=1r/m")
+        slow.change("nginx.conf", "burst=1000", "burst=10")
+        with slow.pod("edge", hosts={"model-server": service.host}) as edge:
+            edge.wait_until_ready()
+            responses = [self.post(edge, "xor", json={"instances": [[0, 1]]}) for _ in range(12)]
+        assert [response.status_code for response in responses] == [200] * 11 + [429]
+        self.refused(responses[-1], 429, "TooManyRequestsException")
+        assert responses[-1].headers["Retry-After"] == "1"
+
+    def test_stops_in_order(self, gateway: Cluster, service: Service) -> None:
+        with gateway.pod("edge", hosts={"model-server": service.host}) as edge:
+            assert edge.wait_until_ready().stop() == 0
+
+
+def test_rolling_replacement_loses_no_request(
+    gateway: Cluster, service: Service, edge: Pod, digits: list[Digit], figures: dict[str, Any]
+) -> None:
+    strategy = gateway.resources.named("Deployment", "model-server")["spec"]["strategy"]
+    assert strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    load = Load(f"{edge.url('http')}/predictions/mnist", AUTHORISED, digits, RATE)
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, service, "endpoints", service.endpoints)
+        old = stack.enter_context(gateway.pod("model-server")).wait_until_ready()
+        service.endpoints = [old.ip]
+        # It has served for a while: its JVM has compiled what it runs.
+        for digit in digits:
+            label(old.url("http"), digit.png)
+        old_before = answered(old)
+        with load, ThreadPoolExecutor(1) as pool:
+            time.sleep(BEFORE)
+            begun = time.perf_counter()
+            new = stack.enter_context(gateway.pod("model-server")).wait_until_ready()
+            figures["ready_seconds"] = time.perf_counter() - begun
+            new_before = answered(new)
+            service.endpoints = [old.ip, new.ip]
+            until_told = answered(old) - old_before
+            told = time.perf_counter()
+            stopped = pool.submit(old.stop)
+            time.sleep(LAG)
+            readiness = old.probe("readiness")
+            service.endpoints = [new.ip]
+            wait_until(lambda: not service.connections[old.ip])
+            by_old = answered(old) - old_before
+            code = stopped.result()
+            time.sleep(LAG)
+        answers = load.answers
+        problems = [answer.problem for answer in answers if answer.problem]
+        figures["requests_failed"] = len(problems)
+        assert problems == []
+        assert code == 0
+        assert old.log.splitlines()[-1] == "stopped: every request was answered"
+        by_new = answered(new) - new_before
+    # Each of them once, and some by a pod that had been told to stop.
+    assert readiness == 503
+    assert by_old > until_told
+    assert by_new > 0
+    assert by_old + by_new == len(answers)
+    # While the new one starts, it takes processor time that in a cluster is another node's.
+    for phase, start, end in (
+        ("before", 0.0, begun),
+        ("starting", begun, told),
+        ("replacing", told, np.inf),
+    ):
+        milliseconds = [1e3 * answer.seconds for answer in answers if start <= answer.sent < end]
+        figures[f"requests_{phase}"] = len(milliseconds)
+        for percent in (50, 99):
+            figures[f"p{percent}_{phase}_ms"] = float(np.percentile(milliseconds, percent))
+
+
+class TestModelVolume:
+    @pytest.fixture
+    def archives(self, store: Path, tmp_path: Path) -> Path:
+        """The claim, with an archive that a release has put there under a new name."""
+        archives = tmp_path / "claim"
+        archives.mkdir()
+        shutil.copy(store / "mnist.mar", archives / "mnist-2.mar")
+        shutil.copy(store / "xor.mar", archives)
+        return archives
+
+    @pytest.fixture
+    def pod(self, images: dict[str, str], archives: Path, tmp_path: Path) -> Pod:
+        """With a list of what the claim has now."""
+        assert images
+        cluster = Cluster("component model-volume", tmp_path, {"model-archives": archives})
+        (expected,) = tmp_path.glob("*/archives.sha256")
+        digests = [(hashlib.sha256(a.read_bytes()).hexdigest(), a.name) for a in archives.iterdir()]
+        expected.write_text("".join(f"{digest}  {name}\n" for digest, name in digests))
+        return cluster.pod("model-server")
+
+    def test_verified_archives_are_served(self, pod: Pod, digits: list[Digit]) -> None:
+        with pod:
+            pod.wait_until_ready()
+            names = pod.execute("ls", "/app/model_store").stdout.split()
+            assert names == ["mnist-2.mar", "xor.mar"]
+            assert label(pod.url("http"), digits[0].png) == digits[0].label
+
+    def test_a_changed_byte(self, pod: Pod, archives: Path) -> None:
+        content = bytearray((archives / "xor.mar").read_bytes())
+        content[-1] ^= 1
+        (archives / "xor.mar").write_bytes(content)
+        done = pod.run("verify-archives", check=False)
+        assert done.returncode == 1
+        assert "1 computed checksum did NOT match" in done.stdout
+
+    def test_a_missing_archive(self, pod: Pod, archives: Path) -> None:
+        (archives / "xor.mar").unlink()
+        done = pod.run("verify-archives", check=False)
+        assert done.returncode == 1
+        assert "xor.mar: No such file" in done.stdout
+
+
+class TestLoadtest:
+    """The Jobs, for some seconds, with limits of latency that a busy machine keeps."""
+
+    def verdict(
+        self, server: Pod, directory: Path, seconds: int, *changes: tuple[str, str]
+    ) -> tuple[int, str]:
+        """The master's exit code, and what it says."""
+        cluster = Cluster("component loadtest", directory)
+        for limit in ("p50 = 15", "p95 = 30", "p99 = 50", "p99 = 60", "p99 = 40"):
+            cluster.change("objectives.toml", limit, f"{limit}00")
+        for old, new in changes:
+            cluster.change("objectives.toml", old, new)
+        hosts = {"model-server": server.ip}
+        shorter = ("--run-time=120s", f"--run-time={seconds}s")
+        with contextlib.ExitStack() as stack:
+            master = stack.enter_context(cluster.pod("loadtest", shorter, hosts=hosts))
+            hosts["loadtest"] = master.ip
+            for _ in range(2):
+                stack.enter_context(cluster.pod("loadtest-worker", hosts=hosts))
+            return master.wait(), master.log
+
+    def test_objectives_held(self, server: Pod, tmp_path: Path) -> None:
+        code, log = self.verdict(server, tmp_path, 12)
+        assert code == 0, log
+
+    def test_capacity_is_looked_for(self, server: Pod, tmp_path: Path) -> None:
+        """At one rate, which a busy machine may hold or not."""
+        few = '"--processes=2", "--window=3", "--low=50", "--high=50", "--precision=0.9"'
+        job = Cluster("component loadtest", tmp_path).pod(
+            "capacity", ('"--processes=2"', few), hosts={"model-server": server.ip}
+        )
+        with job:
+            assert job.wait() in (0, 1), job.log
+            assert "capacity.json are in /tmp/capacity" in job.log
+
+    def test_an_objective_missed(self, server: Pod, tmp_path: Path) -> None:
+        code, log = self.verdict(server, tmp_path, 5, ("min_rate = 100", "min_rate = 100000"))
+        assert code == 1, log
+        assert "min_rate" in log
