@@ -1,14 +1,16 @@
 """The manifests, rendered: valid for three versions of Kubernetes, and what the policies ask."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, main
+from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, main, render
 from handler.settings import load_settings
 from tests.deploy.programs import program
 from tests.deploy.resources import (
@@ -65,8 +67,6 @@ def run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[s
 
 def core(files: list[Path], directory: Path) -> list[str]:
     """The resources of Kubernetes itself of each file, in files of their own."""
-    import yaml
-
     kept = []
     for file in files:
         documents = [d for d in yaml.safe_load_all(file.read_text()) if d["kind"] not in CUSTOM]
@@ -439,3 +439,22 @@ def test_a_change_of_weights_is_a_rollout() -> None:
         for rendering in ("component gateway", "everything")
     ]
     assert len(names[0] - names[1]) == 1
+
+
+def test_the_guide_s_own_overlay_builds(tmp_path_factory: pytest.TempPathFactory) -> None:
+    program("kubectl")
+    guide = (ROOT / "deploy" / "README.md").read_text()
+    (text,) = re.findall(r"```yaml\n# kustomization.yaml\n(.*?)```", guide, re.DOTALL)
+    remote = "github.com/example/torchserve-mnist-xor//deploy/kubernetes/overlays/gpu?ref=main"
+    assert remote in text
+    directory = tmp_path_factory.mktemp("overlay")
+    overlay = os.path.relpath(KUBERNETES / "overlays" / "gpu", directory.resolve())
+    (directory / "kustomization.yaml").write_text(text.replace(remote, overlay))
+    resources = Resources(tuple(yaml.safe_load_all(render(directory))))
+    images = {c["image"] for _, pod in resources.pods() for c in containers(pod)}
+    assert images == {
+        "registry.your-company.example/model-server:0.1.0-cu130",
+        "registry.your-company.example/model-server-edge:0.1.0",
+    }
+    (ingress,) = resources.kind("Ingress")
+    assert ingress["spec"]["rules"][0]["host"] == "digits.your-company.example"
