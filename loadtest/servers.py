@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 import psutil
@@ -100,7 +99,7 @@ class Server:
         try:
             wait_until(self._is_ready, timeout=120)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
@@ -116,12 +115,7 @@ class Server:
             return requests.get(self._ready, timeout=10).status_code == 200
         return False
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         family = list(self.family())
         if self.process.poll() is None:
             self._stop()

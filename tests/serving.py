@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -32,15 +31,10 @@ class ServerProcess(Service):
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind:
+    def __exit__(self, *error: object) -> None:
+        if any(error):
             print(self.output)
-        super().__exit__(kind, error, trace)
+        super().__exit__(*error)
 
     @property
     def last_line(self) -> str:

@@ -15,7 +15,6 @@ import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import requests
@@ -155,13 +154,8 @@ class Pod:
         self.ip, self.gateway = network["IPAddress"], network["Gateway"]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind:
+    def __exit__(self, *error: object) -> None:
+        if any(error):
             print(self.log)
         podman("rm", "--force", "--time=0", self.id)
 
