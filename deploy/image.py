@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("docker", "podman")
@@ -78,6 +79,7 @@ class Build:
         store = self.context / "model_store"
         if serving and self.models == "store" and not list(store.glob("*.mar")):
             raise ImageError(f"{store.name} is empty: run `make train`, or use --models train")
+        labels = _labels()
         # Podman's own format has no health checks.
         podman = Path(self.engine).name == "podman"
         command = [self.engine, "build", *(["--format", "docker"] if podman else [])]
@@ -86,14 +88,19 @@ class Build:
         stage += ["--build-arg", f"TORCH_INDEX={TORCH_INDEX}/{self.torch}"]
         stage += ["--build-arg", f"MODELS={self.models}"]
         _run([*command, *stage, *self.options, "."], directory=self.context)
-        labels = _labels() | (_digests(self.engine, self.tag) if serving else {})
+        labels |= _digests(self.engine, self.tag) if serving else {}
         labelled = [part for key, value in labels.items() for part in ("--label", f"{key}={value}")]
         _run([*command, *labelled, "-"], text=f"FROM {self.tag}\n")
         return labels
 
 
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
 def _labels() -> dict[str, str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = _project()
     commit = _output(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
     return {
         "org.opencontainers.image.title": project["name"],
@@ -105,32 +112,26 @@ def _labels() -> dict[str, str]:
 
 
 def _digests(engine: str, tag: str) -> dict[str, str]:
-    command = [
-        engine,
-        "run",
-        "--rm",
-        "--no-healthcheck",
-        "--network",
-        "none",
-        "--entrypoint",
-        "python",
-        tag,
-    ]
-    lines = _output([*command, "-c", _DIGESTS]).splitlines()
+    command = [engine, "run", "--rm", "--no-healthcheck", "--network=none"]
+    lines = _output([*command, "--entrypoint=python", tag, "-c", _DIGESTS]).splitlines()
     return {f"model.{name}.sha256": digest for name, digest in map(str.split, lines)}
 
 
-def _run(command: list[str], text: str | None = None, directory: Path = ROOT) -> None:
-    done = subprocess.run(command, cwd=directory, check=False, input=text, text=True)
-    if done.returncode:
-        raise ImageError(f"{' '.join(command[:2])} failed with exit code {done.returncode}")
-
-
 def _output(command: list[str]) -> str:
-    done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+    return _run(command, stdout=subprocess.PIPE)
+
+
+def _run(
+    command: list[str],
+    text: str | None = None,
+    directory: Path = ROOT,
+    stdout: int | None = None,
+) -> str:
+    """Run a command that says itself what is wrong, and return what was piped of its output."""
+    done = subprocess.run(command, cwd=directory, check=False, input=text, stdout=stdout, text=True)
     if done.returncode:
         raise ImageError(f"{' '.join(command[:2])} failed with exit code {done.returncode}")
-    return done.stdout
+    return done.stdout or ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -156,9 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="take the archives in model_store/, or train in the build (default: %(default)s)",
     )
     options, others = parser.parse_known_args(arguments)
-    version = _labels()["org.opencontainers.image.version"]
     suffix = "" if options.torch == "cpu" or options.target != "serving" else f"-{options.torch}"
-    tag = options.tag or f"{TARGETS[options.target]}:{version}{suffix}"
+    tag = options.tag or f"{TARGETS[options.target]}:{_project()['version']}{suffix}"
     try:
         labels = Build(
             engine=options.engine or find_engine(),

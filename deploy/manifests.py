@@ -13,12 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = tuple(sorted(path.name for path in (KUBERNETES / "overlays").iterdir()))
 COMPONENTS = tuple(sorted(path.name for path in (KUBERNETES / "components").iterdir()))
-# Where `make manifests` installs kubectl; else the one on PATH.
+# Python packages that bring programs, in an environment of their own: they pin what the service
+# pins otherwise.
 _PROGRAMS = ROOT / ".venv-deploy" / "bin"
 
 
 class ManifestError(Exception):
     """Something cannot be rendered; the message is kubectl's."""
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program for deploy/: in the environment for them, or else on PATH."""
+    return shutil.which(name, path=f"{_PROGRAMS}{os.pathsep}{os.environ['PATH']}")
 
 
 def render(directory: Path) -> str:
@@ -27,13 +33,13 @@ def render(directory: Path) -> str:
     Raises:
         ManifestError: it does not build, or there is no kubectl.
     """
-    kubectl = shutil.which("kubectl", path=f"{_PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+    kubectl = find_program("kubectl")
     if kubectl is None:
         raise ManifestError("kubectl is not installed: run `make manifests`")
     command = [kubectl, "kustomize", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ManifestError(f"{directory.relative_to(ROOT)}: {done.stderr.strip()}")
+        raise ManifestError(f"{directory.name}: {done.stderr.strip()}")
     return done.stdout
 
 

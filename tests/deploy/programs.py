@@ -1,16 +1,11 @@
 """The programs of others that these tests run: kubectl, promtool, podman and their kind."""
 
 import os
-import shutil
 from typing import NoReturn
 
 import pytest
 
-from tests.serving import ROOT
-
-# Python packages that bring programs, in an environment of their own: they pin what the service
-# pins otherwise.
-_ENVIRONMENT = ROOT / ".venv-deploy" / "bin"
+from deploy.manifests import find_program
 
 
 def program(name: str) -> str:
@@ -18,7 +13,7 @@ def program(name: str) -> str:
 
     `DEPLOY_TESTS=required` says that it could: continuous integration sets it.
     """
-    path = shutil.which(name, path=f"{_ENVIRONMENT}{os.pathsep}{os.environ['PATH']}")
+    path = find_program(name)
     if path is None:
         unavailable(f"{name} is not installed (`make deploy-tools` says what is)")
     return path

@@ -41,6 +41,7 @@ class Resources:
     documents: tuple[Document, ...]
 
     @classmethod
+    @cache
     def of(cls, name: str) -> "Resources":
         return cls(tuple(yaml.safe_load_all(manifest(name))))
 
