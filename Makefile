@@ -35,7 +35,7 @@ train: $(SETUP) ## train every model and build its archive in model_store
 
 serve: $(SETUP) ## train what is missing, then serve until Ctrl-C
 	@$(PY) -m training all --missing
-	@$(PY) -m handler
+	@$(PY) -m server
 
 test: $(SETUP) $(DEPLOY_SETUP) ## run every test
 	@$(PY) -m pytest
@@ -55,10 +55,10 @@ loadtest: $(SETUP) ## load the server with Locust for a minute and judge it (sta
 
 bench: $(SETUP) ## measure this service beside plain TorchServe, with wrk (10 minutes)
 	@$(PY) -m training all --missing
-	@$(PY) -m loadtest.bench
+	@$(PY) -m bench.__main__
 
 bench-gpu: $(SETUP) ## measure the forward on a GPU beside a bare CUDA graph
-	@$(PY) -m tests.gpu.bench
+	@$(PY) -m bench.gpu
 
 image: $(SETUP) ## build the image of the service (ARGS="--torch cu130" for GPUs)
 	@$(PY) -m training all --missing

@@ -21,7 +21,7 @@ TORCH_INDEX = "https://download.pytorch.org/whl"
 # Runs in the image, so that it tells of the archives that are in there, wherever they were made.
 _DIGESTS = """
 from pathlib import Path
-from handler.store import find_archives
+from server.store import find_archives
 for archive in find_archives(Path("model_store"), ()):
     print(archive.name, archive.card.torchscript_sha256)
 """

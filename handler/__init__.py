@@ -1,9 +1,5 @@
-"""Serves TorchScript models through TorchServe.
+"""The worker side of serving: from the bytes of a request to the bytes of its answer.
 
-Two halves that never run in the same process:
-
-* the worker side, of which an archive holds what its model needs: `batching`, `card`, `errors`,
-  `images`, `metrics`, `payload`, `scripted`, `v2` and one module a model (`mnist`, `xor`);
-* the server side, which starts and stops TorchServe: `exposition`, `server`, `settings`, `store`,
-  `telemetry`, `torchserve`, `vitals`, and `worker`, which TorchServe starts its workers with.
+An archive holds the modules that its model needs, so nothing here imports anything outside of this
+package, torch, Pillow and prometheus-client.
 """

@@ -1,6 +1,6 @@
 """What a worker counts and times, through prometheus-client.
 
-Under `python -m handler` each worker writes to files of its own in one directory of the run
+Under `python -m server` each worker writes to files of its own in one directory of the run
 (prometheus-client's multiprocess mode), which the server process reads when it is scraped. Under a
 plain TorchServe nothing is exposed.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from handler.store import StoreError
+from server.store import StoreError
 from tests.serving import ROOT, ServerProcess, serving
 from training.archive import is_current, source_sha256
 from training.data import MNIST_DIR, Data, mnist

@@ -14,7 +14,7 @@ __all__ = ["ROOT", "ServerProcess", "free_addresses", "serving"]
 
 
 class ServerProcess(Service):
-    """`python -m handler`, which a test may watch from its first moment on.
+    """`python -m server`, which a test may watch from its first moment on.
 
     Args:
         store: directory of the archives.

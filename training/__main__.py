@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from handler.store import StoreError
+from server.store import StoreError
 from training import report
 from training.archive import ArchiveError, is_current
 from training.data import MNIST_DIR, DataError

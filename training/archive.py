@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from handler.card import CARD_FILE, CONFIG_FILE, TORCHSCRIPT_FILE, ModelCard
-from handler.store import read_archive
+from server.store import read_archive
 from training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,7 +144,7 @@ def git_commit() -> str:
 def _model_config(recipe: Recipe) -> str:
     return f"""\
 # Requests that a worker takes at once; milliseconds that the first waits for others under a plain
-# TorchServe. The least is 1: it reads 0 as its default, 100. `python -m handler` has none wait.
+# TorchServe. The least is 1: it reads 0 as its default, 100. `python -m server` has none wait.
 batchSize: {recipe.max_batch_size}
 maxBatchDelay: {recipe.max_batch_delay}
 # Seconds. Where an archive has this file, TorchServe takes both from here or its own defaults of

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from handler.store import find_archives
 from loadtest.digits import Digit
+from server.store import find_archives
 from tests.deploy.cluster import Cluster
 from tests.deploy.containers import Pod, UntranslatedError
 from tests.deploy.engine import inspect
@@ -27,7 +27,7 @@ class TestImage:
         for tag in images.values():
             assert inspect("image", tag)["Config"]["User"] == "10001:10001"
         image = inspect("image", images["serving"])
-        assert image["Config"]["Entrypoint"] == ["python", "-m", "handler"]
+        assert image["Config"]["Entrypoint"] == ["python", "-m", "server"]
         assert image["Healthcheck"]["Test"][0] == "CMD"
 
     def test_labels(self, images: dict[str, str], store: Path, server: Pod) -> None:
@@ -73,7 +73,7 @@ class TestPod:
 
     def test_first_process(self, server: Pod) -> None:
         command = server.execute("cat", "/proc/1/cmdline").stdout.split("\0")
-        assert command[:3] == ["python", "-m", "handler"]
+        assert command[:3] == ["python", "-m", "server"]
         status = server.execute("cat", "/proc/1/status").stdout
         fields = dict(line.split(":\t", 1) for line in status.splitlines())
         assert fields["Uid"].split() == fields["Gid"].split() == ["10001"] * 4

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, main, render
-from handler.settings import load_settings
+from server.settings import load_settings
 from tests.deploy.programs import program
 from tests.deploy.resources import (
     RENDERINGS,

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import requests
 
-from handler.torchserve import find_java
 from loadtest.servers import wait_until
+from server.torchserve import find_java
 from tests.archives import DYING_HANDLER, FAILING_HANDLER, SLOW_HANDLER, altered, foreign
 from tests.serving import ROOT, ServerProcess, free_addresses, serving
 
@@ -282,7 +282,7 @@ class TestFailingToStart:
         assert "telemetry_address (TELEMETRY_ADDRESS): expected http://HOST:PORT" in line
 
     def test_wrong_usage(self) -> None:
-        command = [sys.executable, "-m", "handler", "--port", "1"]
+        command = [sys.executable, "-m", "server", "--port", "1"]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert result.returncode == 2
         assert "unrecognized arguments: --port 1" in result.stderr

@@ -10,8 +10,8 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from handler.store import read_archive
 from loadtest.servers import wait_until
+from server.store import read_archive
 from tests.archives import SLOW_HANDLER, STATUS_HANDLER, foreign
 from tests.serving import ROOT, ServerProcess, serving
 

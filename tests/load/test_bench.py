@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench import NULL, SERVICE, STOCK, TARGETS, Sample, main, ratios, report
+from bench.__main__ import NULL, SERVICE, STOCK, TARGETS, Sample, main, ratios, report
 
 SAMPLE = Sample(
     server=SERVICE,

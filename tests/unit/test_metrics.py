@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from handler.batching import BatchHandler
 from handler.errors import PayloadTooLargeError, RequestError
-from handler.exposition import Exposition
 from handler.metrics import SECONDS, STAGES, Metrics, observe_all
 from handler.xor import XorHandler
+from server.exposition import Exposition
 from tests.unit.conftest import Context, make_card
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from handler.settings import ConfigurationError, load_settings
+from server.settings import ConfigurationError, load_settings
 from tests.serving import ROOT
 
 

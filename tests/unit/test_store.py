@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from handler.card import CARD_FILE, ModelCard
-from handler.store import StoreError, find_archives
+from server.store import StoreError, find_archives
 from tests.unit.conftest import make_card
 
 

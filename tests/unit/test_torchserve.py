@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import requests
 
-from handler.settings import load_settings
-from handler.store import Archive
-from handler.torchserve import TorchServe
+from server.settings import load_settings
+from server.store import Archive
+from server.torchserve import TorchServe
 from tests.serving import ROOT, free_addresses
 
 IDLE = {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from handler.card import CARD_FILE, CONFIG_FILE, TORCHSCRIPT_FILE
-from handler.store import read_archive
+from server.store import read_archive
 from tests.archives import altered
 from tests.unit.conftest import make_card, served_model
 from training import archive

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from handler.settings import Address
+from server.settings import Address
 
 Probe = Callable[[], tuple[int, dict[str, Any]]]
 Scrape = Callable[[], tuple[str, bytes]]

@@ -1,18 +1,18 @@
-"""`python -m handler`: serve the model store through TorchServe until a signal comes."""
+"""`python -m server`: serve the model store through TorchServe until a signal comes."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from handler.server import Server, ServerError
-from handler.settings import ConfigurationError, load_settings
-from handler.store import StoreError, find_archives
-from handler.torchserve import TorchServeError
+from server.settings import ConfigurationError, load_settings
+from server.store import StoreError, find_archives
+from server.supervisor import Server, ServerError
+from server.torchserve import TorchServeError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 stopped, 1 failed, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m handler", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     parser.add_argument(
         "--config",
         type=Path,

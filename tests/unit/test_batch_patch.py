@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from handler.frontend import without_wait
-from handler.torchserve import torchserve_home
+from server.batch_patch import without_wait
+from server.torchserve import torchserve_home
 
 CLASS = "org/pytorch/serve/wlm/Model.class"
 

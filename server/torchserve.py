@@ -19,10 +19,10 @@ from typing import IO
 import psutil
 import requests
 
-from handler import worker
-from handler.frontend import without_wait
-from handler.settings import Settings
-from handler.store import Archive
+from server import launcher
+from server.batch_patch import without_wait
+from server.settings import Settings
+from server.store import Archive
 
 _PACKAGE = Path(__file__).parent
 _PR_SET_PDEATHSIG = 1
@@ -79,7 +79,7 @@ class TorchServe:
         self._has_answered = False
         self._session = threading.local()
         self.metrics_directory = run_directory / "metrics"
-        for name in (self.metrics_directory.name, worker.BUSY, worker.FAILED):
+        for name in (self.metrics_directory.name, launcher.BUSY, launcher.FAILED):
             (run_directory / name).mkdir()
 
     def start(self) -> None:
@@ -134,7 +134,7 @@ class TorchServe:
 
     def _arguments(self) -> list[str]:
         return [
-            *("--python", str(_PACKAGE / "worker.py")),
+            *("--python", str(_PACKAGE / "launcher.py")),
             *("--ts-config-file", str(self._settings.config_file)),
             *("--model-store", str(self._settings.model_store)),
             "--no-config-snapshot",
@@ -145,7 +145,7 @@ class TorchServe:
         """Ours, without what would override the arguments: TorchServe ranks it above them."""
         resolved = {"TS_CONFIG_FILE", "TS_MODEL_STORE", "TS_LOAD_MODELS"}
         environment = {key: value for key, value in os.environ.items() if key not in resolved}
-        environment[worker.RUN_DIRECTORY] = str(self._run_directory)
+        environment[launcher.RUN_DIRECTORY] = str(self._run_directory)
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(self.metrics_directory)
         # The worker script's interpreter, found by its first line.
         environment["PATH"] = os.pathsep.join(
@@ -216,14 +216,14 @@ class TorchServe:
         return not any(status and status.pending for status in statuses) and not self._busy()
 
     def _busy(self) -> bool:
-        for flag in (self._run_directory / worker.BUSY).iterdir():
+        for flag in (self._run_directory / launcher.BUSY).iterdir():
             if flag.read_bytes() == b"\1" and psutil.pid_exists(int(flag.name)):
                 return True
         return False
 
     def worker_starts(self) -> int:
         """How many worker processes there have been: each leaves a file, and none removes it."""
-        return sum(1 for _ in (self._run_directory / worker.BUSY).iterdir())
+        return sum(1 for _ in (self._run_directory / launcher.BUSY).iterdir())
 
     def resident_memory(self) -> Iterator[tuple[str, int]]:
         """Bytes of this process (`server`), the JVM (`frontend`) and each `worker`."""
@@ -257,7 +257,7 @@ class TorchServe:
     def load_failure(self, archive: Archive) -> str | None:
         """Why the model's worker could not load it, in the worker's words."""
         try:
-            report = (self._run_directory / worker.FAILED / f"{archive.name}.json").read_text()
+            report = (self._run_directory / launcher.FAILED / f"{archive.name}.json").read_text()
         except FileNotFoundError:
             return None
         error: str = json.loads(report)["error"]

@@ -1,6 +1,6 @@
 """The forward on a GPU beside a bare replay of a CUDA graph of the same model.
 
-    python -m tests.gpu.bench
+    python -m bench.gpu
 
 For each batch size, in interleaved rounds: the time of a bare replay, input and output already on
 the device; that of `CudaGraphs`, with staging, both copies and padding; and of the whole of

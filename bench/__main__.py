@@ -4,7 +4,7 @@ All servers run at once and are loaded one at a time by `wrk`, in rounds that go
 server and number of connections, so that a machine that gets slower meets all alike. Ratios are of
 the same round. A round in which others used the processors is shown and left out of the medians.
 
-    python -m loadtest.bench [--rounds N] [--seconds S] [--connections N ...] [--out DIR]
+    python -m bench [--rounds N] [--seconds S] [--connections N ...] [--out DIR]
 """
 
 import argparse
@@ -26,10 +26,11 @@ from typing import Any
 
 import psutil
 
+from bench.servers import PlainTorchServe
 from handler.card import TORCHSCRIPT_FILE
 from loadtest import server_side
 from loadtest.report import figure
-from loadtest.servers import ROOT, PlainTorchServe, Server, Service
+from loadtest.servers import ROOT, Server, Service
 
 PEERS = Path(__file__).parent / "peers"
 IMAGE = ROOT / "samples" / "seven.png"
@@ -139,7 +140,7 @@ def servers(store: Path, scratch: Path) -> dict[str, Server]:
     batches = archive(scratch / "null", "mnist", null, config="batchSize: 64\nmaxBatchDelay: 1\n")
     alone = archive(scratch / "alone", "mnist", null, config="batchSize: 1\n")
     # Its log, a line or two a request, would be most of what a handler that does nothing costs.
-    quiet = (f"-Dlog4j2.configurationFile={(ROOT / 'handler' / 'log4j2.xml').as_uri()}",)
+    quiet = (f"-Dlog4j2.configurationFile={(ROOT / 'server' / 'log4j2.xml').as_uri()}",)
     tuned = {"default_workers_per_model": "1", "metrics_mode": "prometheus"}
     tuned |= {"job_queue_size": "300", "disable_system_metrics": "true"}
     return {
@@ -332,13 +333,13 @@ def machine_facts() -> dict[str, Any]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "kernel": platform.release(),
         "load average before": f"{os.getloadavg()[0]:.2f}",
-        "command": " ".join(["python -m loadtest.bench", *sys.argv[1:]]),
+        "command": " ".join(["python -m bench", *sys.argv[1:]]),
     }
 
 
 def options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=4, help="of a measurement")
     parser.add_argument("--warm-up", type=float, default=20, help="seconds for each server")

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from handler.store import Archive
-from handler.torchserve import TorchServe
+from server.store import Archive
+from server.torchserve import TorchServe
 
 _MODEL = ("model", "version")
 # The split whose predictions say what to expect of each label: the one looked at once.

@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-RUN_DIRECTORY = "HANDLER_RUN_DIRECTORY"
+RUN_DIRECTORY = "SERVER_RUN_DIRECTORY"
 BUSY = "busy"
 FAILED = "failed"
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import requests
 
-from handler.exposition import CONTENT_TYPE, Exposition
-from handler.settings import Settings
-from handler.store import Archive
-from handler.telemetry import TelemetryServer
-from handler.torchserve import ModelStatus, TorchServe
-from handler.vitals import Vitals
+from server.control import TelemetryServer
+from server.exposition import CONTENT_TYPE, Exposition
+from server.metrics import Vitals
+from server.settings import Settings
+from server.store import Archive
+from server.torchserve import ModelStatus, TorchServe
 
 _POLL_SECONDS = 0.1
 # Between the frontend's queue and a worker, and between a worker and the socket of the client, a

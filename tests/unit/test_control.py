@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 import pytest
 import requests
 
-from handler.server import ServerError, check_ports
-from handler.settings import Address, load_settings
-from handler.telemetry import Probe, Scrape, TelemetryServer
+from server.control import Probe, Scrape, TelemetryServer
+from server.settings import Address, load_settings
+from server.supervisor import ServerError, check_ports
 from tests.serving import ROOT, free_addresses
 
 PROBES: dict[str, Probe] = {"/livez": lambda: (503, {"status": "dead"})}

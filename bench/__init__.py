@@ -1,0 +1,1 @@
+"""Compares this service with what a user might choose instead."""
