@@ -18,7 +18,7 @@ import requests
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
 LISTENERS = (
-    "TS_INFERENCE_ADDRESS",
+    "INFERENCE_ADDRESS",
     "TS_MANAGEMENT_ADDRESS",
     "TS_METRICS_ADDRESS",
     "TELEMETRY_ADDRESS",

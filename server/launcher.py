@@ -1,17 +1,15 @@
 #!/usr/bin/env python3
 """The Python that TorchServe starts its workers with.
 
-It runs TorchServe's own worker unchanged, and leaves three things in the run's directory for the
-server process, which TorchServe itself tells nobody: whether the worker is busy (so that a drain
-knows when the last request is answered, whatever handler serves it), why a model failed to load,
-and nothing at all in the log for a request that went well. And it reads requests from the frontend
+It runs TorchServe's own worker with three changes. It leaves a file in the run's directory for each
+worker process, so that restarts can be counted. It leaves another with the reason where a model
+failed to load, which TorchServe itself tells nobody. And it reads requests from the frontend
 through a buffer: TorchServe's reader makes a system call for every field, about thirty a request.
 """
 
 import functools
 import json
 import logging
-import mmap
 import os
 import runpy
 import socket
@@ -19,50 +17,48 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 RUN_DIRECTORY = "SERVER_RUN_DIRECTORY"
-BUSY = "busy"
+STARTED = "started"
 FAILED = "failed"
+# The failure of this launcher itself, whatever model the worker was for.
+LAUNCHER_FAILURE = "launcher.json"
+
+
+def failure_file(run_directory: Path, name: str, version: str) -> Path:
+    """Where the reason is that a model failed to load."""
+    return run_directory / FAILED / f"{quote(name, safe='')}@{quote(version, safe='')}.json"
 
 
 def instrument(run_directory: Path) -> None:
-    """Wrap the calls of TorchServe's worker through which every handler is reached."""
+    """Replace the functions of TorchServe's worker that this module changes.
+
+    Raises:
+        AttributeError: this TorchServe's worker lacks one of them.
+    """
     from ts.model_loader import TsModelLoader
     from ts.protocol import otf_message_handler
-    from ts.service import Service
 
-    flag_file = run_directory / BUSY / str(os.getpid())
-    flag_file.write_bytes(b"\0")
-    with flag_file.open("r+b") as file:
-        busy = mmap.mmap(file.fileno(), 1)
-    load, predict = TsModelLoader.load, Service.predict
+    (run_directory / STARTED / str(os.getpid())).touch()
+    load = TsModelLoader.load
+    # Read so that a TorchServe without it fails here, and not by an unused name.
+    otf_message_handler._retrieve_buffer  # noqa: B018, SLF001
 
     @functools.wraps(load)
-    def reporting_load(loader: Any, model_name: str, *args: Any, **kwargs: Any) -> Any:
-        failure = run_directory / FAILED / f"{model_name}.json"
+    def reporting_load(
+        loader: Any, model_name: str, model_dir: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        failure = failure_file(run_directory, model_name, _version(Path(model_dir)))
         try:
-            service = load(loader, model_name, *args, **kwargs)
+            service = load(loader, model_name, model_dir, *args, **kwargs)
         except BaseException as error:
-            report = {
-                "error": "".join(traceback.format_exception_only(error)).strip(),
-                "traceback": traceback.format_exc(),
-            }
-            partial = failure.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(report))
-            partial.replace(failure)
+            _report(error, failure)
             raise
         failure.unlink(missing_ok=True)
         # TorchServe's worker logs a line a batch, which its frontend reads and writes again.
         logging.disable(logging.INFO)
         return service
-
-    @functools.wraps(predict)
-    def marking_predict(service: Any, batch: Any) -> Any:
-        busy[0] = 1
-        try:
-            return predict(service, batch)
-        finally:
-            busy[0] = 0
 
     def retrieve_first(connection: socket.socket, length: int) -> bytes:
         read = connection.makefile("rb", buffering=1 << 16).read
@@ -78,8 +74,23 @@ def instrument(run_directory: Path) -> None:
         return retrieve(connection, length)
 
     TsModelLoader.load = reporting_load
-    Service.predict = marking_predict
     otf_message_handler._retrieve_buffer = retrieve_first  # noqa: SLF001
+
+
+def _report(error: BaseException, file: Path) -> None:
+    report = {
+        "error": "".join(traceback.format_exception_only(error)).strip(),
+        "traceback": traceback.format_exc(),
+    }
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(report))
+    partial.replace(file)
+
+
+def _version(model_directory: Path) -> str:
+    manifest = json.loads((model_directory / "MAR-INF" / "MANIFEST.json").read_text())
+    version: str = manifest["model"].get("modelVersion", "1.0")
+    return version
 
 
 def main() -> None:
@@ -88,7 +99,11 @@ def main() -> None:
     del sys.argv[0]
     run_directory = os.environ.get(RUN_DIRECTORY)
     if run_directory and Path(sys.argv[0]).name == "model_service_worker.py":
-        instrument(Path(run_directory))
+        try:
+            instrument(Path(run_directory))
+        except AttributeError as error:
+            _report(error, Path(run_directory) / FAILED / LAUNCHER_FAILURE)
+            raise
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -1,99 +1,171 @@
-"""What the server process knows of its parts and no worker does: readiness, restarts, memory."""
+"""Server-level metrics: readiness, restarts, queues, memory, and answers as clients saw them."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
+import psutil
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from server.store import Archive
-from server.torchserve import TorchServe
+from server.watcher import Snapshot
 
 _MODEL = ("model", "version")
 # The split whose predictions say what to expect of each label: the one looked at once.
 _SPLIT = "test"
+# What clients saw of each model, by the door's own metrics: the name there, ours and its help.
+_OF_CLIENTS = (
+    (
+        "haproxy_backend_http_responses_total",
+        "serving_responses_total",
+        "Answers to clients by class of status, whoever answered, the door or TorchServe.",
+    ),
+    (
+        "haproxy_backend_connection_errors_total",
+        "serving_refused_total",
+        "Requests refused by the door, as their turn did not come or no TorchServe was up.",
+    ),
+)
+RELOAD_RESULTS = ("done", "refused")
 
 
-class Vitals(Collector):
-    """The metrics of the server process, read when they are scraped.
+@dataclass
+class Tally:
+    """What the server itself counts.
+
+    Attributes:
+        torchserve_starts: TorchServe processes started.
+        door_starts: doors started.
+        worker_starts: worker processes of TorchServes that have ended.
+        reloads: by result, one of `RELOAD_RESULTS`.
+    """
+
+    torchserve_starts: int = 0
+    door_starts: int = 0
+    worker_starts: int = 0
+    reloads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RELOAD_RESULTS, 0))
+
+
+class ServerMetrics(Collector):
+    """The metrics of the server process.
 
     Args:
-        archives: what is served.
-        torchserve: the process that serves it.
-        readiness: gives the status and report of `/readyz`.
+        snapshot: gives the last one.
+        tally: what the server counts.
+        missing_patches: gives the names of the patches that this TorchServe does not take.
     """
 
     def __init__(
         self,
-        archives: Sequence[Archive],
-        torchserve: TorchServe,
-        readiness: Callable[[], tuple[int, dict[str, Any]]],
+        snapshot: Callable[[], Snapshot],
+        tally: Tally,
+        missing_patches: Callable[[], frozenset[str]],
     ) -> None:
-        self._archives = archives
-        self._torchserve = torchserve
-        self._readiness = readiness
+        self._snapshot = snapshot
+        self._tally = tally
+        self._missing_patches = missing_patches
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def text(self) -> bytes:
-        """All of them, in the text format."""
-        return generate_latest(self._registry)
+    def text(self, door: bytes) -> bytes:
+        """All of them in the text format, with those that follow from the door's metrics."""
+        return generate_latest(self._registry) + _of_clients(door.decode())
 
     def describe(self) -> list[Metric]:
-        """Nothing: the names are known without asking TorchServe."""
+        """Nothing: a registry would otherwise collect to know the names."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Read them."""
-        _, report = self._readiness()
-        ready = GaugeMetricFamily(
-            "serving_model_ready", "Whether the model is ready, as /readyz says.", labels=_MODEL
+        """Read the snapshot and the tally."""
+        snapshot = self._snapshot()
+        gauges = {
+            "ready": GaugeMetricFamily(
+                "serving_model_ready", "Whether the model is ready, as /readyz says.", labels=_MODEL
+            ),
+            "workers": GaugeMetricFamily(
+                "serving_workers", "Workers that have loaded the model.", labels=_MODEL
+            ),
+            "queued": GaugeMetricFamily(
+                "serving_queued_requests",
+                "Requests in TorchServe that wait for a worker.",
+                labels=_MODEL,
+            ),
+        }
+        for model in snapshot.models:
+            labels = (model.archive.name, model.archive.version)
+            gauges["ready"].add_metric(labels, snapshot.reason(model) is None)
+            gauges["workers"].add_metric(labels, model.workers)
+            gauges["queued"].add_metric(labels, model.queued)
+        yield from gauges.values()
+        yield GaugeMetricFamily(
+            "serving_snapshot_age_seconds",
+            "Time since TorchServe last answered what serving_model_ready, serving_workers and "
+            "serving_queued_requests show.",
+            value=snapshot.age,
         )
-        workers = GaugeMetricFamily(
-            "serving_workers", "Workers that have loaded the model.", labels=_MODEL
+        tally = self._tally
+        for name, text, value in (
+            (
+                "worker",
+                "Worker processes started, for all models.",
+                tally.worker_starts + snapshot.worker_starts,
+            ),
+            ("torchserve", "TorchServe processes started.", tally.torchserve_starts),
+            ("door", "Processes of the front door started.", tally.door_starts),
+        ):
+            yield CounterMetricFamily(f"serving_{name}_starts", text, value=value)
+        reloads = CounterMetricFamily(
+            "serving_reloads", "Changes of the models that were asked for.", labels=("result",)
         )
-        queued = GaugeMetricFamily(
-            "serving_queued_requests", "Requests that wait for a worker.", labels=_MODEL
+        for result, count in tally.reloads.items():
+            reloads.add_metric((result,), count)
+        yield reloads
+        missing = GaugeMetricFamily(
+            "serving_patch_missing",
+            "Whether this TorchServe is another than 0.12.0 and was not changed (server/patches.py).",
+            labels=("patch",),
         )
-        for key, model in report["models"].items():
-            labels = (key.partition("/")[0], model["version"])
-            ready.add_metric(labels, model["ready"])
-            workers.add_metric(labels, model["workers"])
-            queued.add_metric(labels, model["queued"])
-        yield ready
-        yield workers
-        yield queued
-        yield CounterMetricFamily(
-            "serving_worker_starts",
-            "Worker processes started, for all models.",
-            value=self._torchserve.worker_starts(),
-        )
-        yield self._memory()
-        yield self._expected_labels()
+        for patch in ("batch", "retry"):
+            missing.add_metric((patch,), patch in self._missing_patches())
+        yield missing
+        yield self._memory(snapshot)
+        yield self._expected_labels(snapshot)
 
-    def _memory(self) -> Metric:
+    @staticmethod
+    def _memory(snapshot: Snapshot) -> Metric:
         memory = GaugeMetricFamily(
             "serving_resident_memory_bytes",
             "Resident memory; pages that processes share count for each.",
             labels=("process",),
         )
-        total: Counter[str] = Counter()
-        for kind, resident in self._torchserve.resident_memory():
-            total[kind] += resident
-        for kind, resident in total.items():
+        own = {"server": psutil.Process().memory_info().rss}
+        for kind, resident in (own | dict(snapshot.memory)).items():
             memory.add_metric((kind,), resident)
         return memory
 
-    def _expected_labels(self) -> Metric:
+    @staticmethod
+    def _expected_labels(snapshot: Snapshot) -> Metric:
         expected = GaugeMetricFamily(
             "serving_expected_label_ratio",
             f"Share of each label among the predictions for the {_SPLIT} set.",
             labels=(*_MODEL, "label"),
         )
-        for archive in self._archives:
+        for model in snapshot.models:
+            archive = model.archive
             metrics = archive.card.metrics.get(_SPLIT, {}) if archive.card else {}
             for label, share in enumerate(metrics.get("label_shares", ())):
                 expected.add_metric((archive.name, archive.version, str(label)), share)
         return expected
+
+
+def _of_clients(door: str) -> bytes:
+    lines = []
+    for name, ours, text in _OF_CLIENTS:
+        lines += [f"# HELP {ours} {text}", f"# TYPE {ours} counter"]
+        pattern = rf'^{name}\{{proxy="model:([^"]+)"(,code="[^"]+")?\}} (\S+)$'
+        lines += [
+            f'{ours}{{model="{model}"{code}}} {value}'
+            for model, code, value in re.findall(pattern, door, re.MULTILINE)
+        ]
+    return ("\n".join(lines) + "\n").encode()

@@ -1,4 +1,9 @@
-"""What the server process is told: `config.properties`, overridden by the environment."""
+"""Settings of the server: `config.properties`, overridden by environment variables.
+
+The file is in the format of Java's `Properties`. This process reads it, resolves it with the
+environment, and hands TorchServe a file of its own with the result, so that what TorchServe is told
+is decided in one place.
+"""
 
 import os
 import re
@@ -6,40 +11,48 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of the same form as TorchServe's, and in the same file, but read by this process alone. The
-# environment variable is the key in capitals; TorchServe's own keys have `TS_` before that.
+import javaproperties
+
+# Keys of this process, not of TorchServe. The environment variable is the key in capitals;
+# TorchServe's own keys have `TS_` before that.
 _OWN_DEFAULTS = {
+    "inference_address": "http://127.0.0.1:8080",
     "telemetry_address": "http://127.0.0.1:8083",
+    "grpc_address": "",
     "drain_grace_seconds": "5",
     "drain_timeout_seconds": "30",
+    "queue_timeout_seconds": "0.5",
+    "request_timeout_seconds": "30",
     "wait_for_batch": "false",
+    "access_log": "none",
+    "tls_certificate": "",
+    "token_file": "",
+    "rate_limit": "0",
+    "cors_origins": "",
 }
 _TORCHSERVE_DEFAULTS = {
-    "inference_address": "http://127.0.0.1:8080",
-    "management_address": "http://127.0.0.1:8081",
-    "metrics_address": "http://127.0.0.1:8082",
-    "grpc_inference_address": "127.0.0.1",
-    "grpc_inference_port": "7070",
-    "grpc_management_address": "127.0.0.1",
-    "grpc_management_port": "7071",
     "model_store": "model_store",
     "load_models": "all",
     "default_startup_timeout": "120",
     "vmargs": "",
 }
+# What the environment may also call a key, because TorchServe does.
+_ALIASES = {"inference_address": "TS_INFERENCE_ADDRESS"}
+ACCESS_LOGS = ("none", "errors", "all")
+_ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.:\[\]-]+")
 
 
 class ConfigurationError(Exception):
-    """The configuration cannot be used; the message names the key and what was wrong with it."""
+    """The configuration cannot be used; the message names the key and what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a listener binds.
+    """An address to listen on.
 
     Attributes:
         host: name or IPv4 address.
-        port: 1 to 65535; 0 has the kernel choose, for gRPC only.
+        port: 1 to 65535.
         variable: the environment variable that moves it.
     """
 
@@ -49,7 +62,7 @@ class Address:
 
     @property
     def url(self) -> str:
-        """Where a client on this machine finds it."""
+        """The URL that reaches it from this machine."""
         host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 (compared)
         return f"http://{host}:{self.port}"
 
@@ -59,37 +72,52 @@ class Settings:
     """The configuration of one run.
 
     Attributes:
-        config_file: the properties file; TorchServe reads it too.
-        inference, management, metrics: TorchServe's listeners.
-        grpc: TorchServe's two gRPC listeners.
-        telemetry: this process's own listener, for health.
+        inference: where the front door listens for HTTP.
+        telemetry: where probes, scrapes and reloads are answered.
+        grpc: where the front door listens for gRPC, or None.
+        torchserve: TorchServe's own properties, before this process adds its addresses.
         model_store: the directory of archives.
         models: archives to serve, by name with or without `.mar`; empty means all there are.
         startup_timeout: seconds until every model must have answered its warm-up prediction.
         drain_grace: seconds after SIGTERM in which new requests are still expected.
         drain_timeout: seconds after the grace in which requests in flight must be answered.
+        queue_timeout: seconds that a request may wait in the door before it is refused.
+        request_timeout: seconds that TorchServe may take for a request.
         wait_for_batch: whether a batch waits up to its model's `maxBatchDelay` for more requests.
+        access_log: one of `ACCESS_LOGS`: which requests get a line on standard output.
+        tls_certificate: PEM file with a certificate chain and its key, or None for plain HTTP.
+        token_file: file of the SHA-256 digests of bearer tokens, or None to admit everybody.
+        rate_limit: requests a second that each token or address may send, or 0 for no limit.
+        cors_origins: origins whose pages may call the service; `*` is every origin.
         vmargs: options of the JVM.
     """
 
-    config_file: Path
     inference: Address
-    management: Address
-    metrics: Address
-    grpc: tuple[Address, Address]
     telemetry: Address
+    grpc: Address | None
+    torchserve: Mapping[str, str]
     model_store: Path
     models: tuple[str, ...]
     startup_timeout: float
     drain_grace: float
     drain_timeout: float
+    queue_timeout: float
+    request_timeout: float
     wait_for_batch: bool
+    access_log: str
+    tls_certificate: Path | None
+    token_file: Path | None
+    rate_limit: int
+    cors_origins: tuple[str, ...]
     vmargs: tuple[str, ...]
 
     @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Every listener, in the order of the ports table."""
-        return (self.inference, self.management, self.metrics, self.telemetry, *self.grpc)
+    def heap_bytes(self) -> int:
+        """The JVM's heap limit, `-Xmx`; without one, 512 MiB is assumed."""
+        for option in reversed(self.vmargs):
+            if match := re.fullmatch(r"-Xmx(\d+)([kKmMgG]?)", option):
+                return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
+        return 512 << 20
 
 
 def load_settings(
@@ -102,36 +130,38 @@ def load_settings(
     """Resolve the configuration: arguments over environment over file over defaults.
 
     Raises:
-        ConfigurationError: the file is missing, or a value cannot be used.
+        ConfigurationError: the file is missing or malformed, or a value cannot be used.
     """
-    try:
-        values = _read_properties(config_file)
-    except OSError as error:
-        raise ConfigurationError(f"{config_file}: {error.strerror}") from None
-    reader = _Reader(values, environ)
+    reader = _Reader(_read_properties(config_file), environ)
     models_listed = reader.value("load_models")
     listed = () if models_listed in ("", "all", "ALL") else models_listed.split(",")
     return Settings(
-        config_file=config_file,
         inference=reader.http("inference_address"),
-        management=reader.http("management_address"),
-        metrics=reader.http("metrics_address"),
-        grpc=(reader.grpc("grpc_inference"), reader.grpc("grpc_management")),
         telemetry=reader.http("telemetry_address"),
+        grpc=reader.grpc("grpc_address"),
+        torchserve=reader.torchserve(),
         model_store=model_store or Path(reader.value("model_store")),
         models=models or tuple(name.strip() for name in listed),
         startup_timeout=reader.seconds("default_startup_timeout"),
         drain_grace=reader.seconds("drain_grace_seconds"),
         drain_timeout=reader.seconds("drain_timeout_seconds"),
+        queue_timeout=reader.seconds("queue_timeout_seconds", least=0.001),
+        request_timeout=reader.seconds("request_timeout_seconds", least=0.001),
         wait_for_batch=reader.boolean("wait_for_batch"),
+        access_log=reader.choice("access_log", ACCESS_LOGS),
+        tls_certificate=reader.file("tls_certificate"),
+        token_file=reader.file("token_file"),
+        rate_limit=reader.count("rate_limit"),
+        cors_origins=reader.origins("cors_origins"),
         vmargs=tuple(reader.value("vmargs").split()),
     )
 
 
 class _Reader:
-    """Values by key, from the environment, else the file, else the defaults."""
+    """Reads values by key, from the environment, else the file, else the defaults."""
 
     def __init__(self, values: Mapping[str, str], environ: Mapping[str, str]) -> None:
+        self._file = values
         self._values = _OWN_DEFAULTS | _TORCHSERVE_DEFAULTS | dict(values)
         self._environ = environ
 
@@ -141,43 +171,82 @@ class _Reader:
         return key.upper() if key in _OWN_DEFAULTS else f"TS_{key.upper()}"
 
     def value(self, key: str) -> str:
-        return self._environ.get(self.variable(key), self._values[key]).strip()
+        for variable in (self.variable(key), _ALIASES.get(key, "")):
+            if variable in self._environ:
+                return self._environ[variable].strip()
+        return self._values[key].strip()
+
+    def torchserve(self) -> dict[str, str]:
+        """Everything in the file or the environment that is TorchServe's."""
+        aliases = {*_ALIASES.values(), "TS_CONFIG_FILE"}
+        environment = {
+            variable.removeprefix("TS_").lower(): value
+            for variable, value in self._environ.items()
+            if variable.startswith("TS_") and variable not in aliases
+        }
+        own = _OWN_DEFAULTS.keys()
+        return {
+            key: value for key, value in (dict(self._file) | environment).items() if key not in own
+        }
 
     def _unusable(self, key: str, expected: str, note: str = "") -> ConfigurationError:
         return ConfigurationError(
             f"{key} ({self.variable(key)}): expected {expected}, got {self.value(key)!r}{note}"
         )
 
-    def seconds(self, key: str) -> float:
+    def seconds(self, key: str, least: float = 0) -> float:
         try:
             number = float(self.value(key))
         except ValueError:
             number = -1
-        if not 0 <= number < 1e6:
-            raise self._unusable(key, "seconds")
+        if not least <= number < 1e6:
+            raise self._unusable(key, f"seconds from {least:g}")
         return number
 
+    def count(self, key: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", self.value(key)):
+            raise self._unusable(key, "a whole number")
+        return int(self.value(key))
+
     def boolean(self, key: str) -> bool:
-        if self.value(key).lower() not in ("true", "false"):
-            raise self._unusable(key, "true or false")
-        return self.value(key).lower() == "true"
+        return self.choice(key, ("true", "false")) == "true"
+
+    def choice(self, key: str, choices: tuple[str, ...]) -> str:
+        if self.value(key).lower() not in choices:
+            raise self._unusable(key, " or ".join(choices))
+        return self.value(key).lower()
+
+    def file(self, key: str) -> Path | None:
+        if not self.value(key):
+            return None
+        file = Path(self.value(key)).absolute()
+        if not file.is_file():
+            raise self._unusable(key, "a file")
+        # The door's configuration quotes neither of these.
+        if re.search(r"[\s'\"\\]", str(file)):
+            raise self._unusable(key, "a path without spaces, quotes and backslashes")
+        return file
+
+    def origins(self, key: str) -> tuple[str, ...]:
+        origins = tuple(part.strip() for part in self.value(key).split(",") if part.strip())
+        if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+            raise self._unusable(key, "origins such as https://example.org, or *")
+        return origins
 
     def http(self, key: str) -> Address:
-        match = re.fullmatch(r"http://([^:/]+):(\d{1,5})/?", self.value(key))
+        match = re.fullmatch(r"http://([^:/\s]+):(\d{1,5})/?", self.value(key))
         if not match or not 0 < int(match[2]) < 65536:
-            raise self._unusable(key, "http://HOST:PORT", " (TLS ends at the gateway)")
+            raise self._unusable(key, "http://HOST:PORT", " (TLS_CERTIFICATE turns TLS on)")
         return Address(match[1], int(match[2]), self.variable(key))
 
-    def grpc(self, name: str) -> Address:
-        key = f"{name}_port"
-        port = self.value(key)
-        if not port.isdecimal() or int(port) > 65535:
-            raise self._unusable(key, "0 to 65535")
-        return Address(self.value(f"{name}_address"), int(port), self.variable(key))
+    def grpc(self, key: str) -> Address | None:
+        return self.http(key) if self.value(key) else None
 
 
-def _read_properties(file: Path) -> dict[str, str]:
-    """The subset of Java's format that `config.properties` uses: `key=value` and `#` lines."""
-    lines = (line.strip() for line in file.read_text().splitlines())
-    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
-    return {key.strip(): value.strip() for key, _, value in pairs}
+def _read_properties(file: Path) -> Mapping[str, str]:
+    try:
+        return javaproperties.loads(file.read_text(encoding="latin-1"))
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}") from None
+    except javaproperties.InvalidUEscapeError as error:
+        raise ConfigurationError(f"{file}: {error}") from None

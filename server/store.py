@@ -1,11 +1,20 @@
-"""The model store: which archives are there, and whether they can be served at all."""
+"""The model store: which archives there are, and whether they can be served at all."""
 
+import hashlib
 import json
+import re
+import shutil
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from handler.card import CARD_FILE, ModelCard
+import yaml
+
+from handler.card import CARD_FILE, CONFIG_FILE, ModelCard
+
+# The door has a backend of this name, and a path segment.
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
 class StoreError(Exception):
@@ -17,16 +26,25 @@ class Archive:
     """One `.mar` file.
 
     Attributes:
-        file: where it lies.
-        name: the model's, as in the URL.
-        version: the model's, as in the URL.
-        card: None where the archive was not built by this project.
+        file: its path.
+        name: the model's name, as in the URL.
+        version: the model's version, as in the URL.
+        card: None where this project did not build the archive.
+        batch_size: requests that a worker takes at once.
+        sha256: digest of the file.
     """
 
     file: Path
     name: str
     version: str
     card: ModelCard | None
+    batch_size: int
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """Name and version, as in the URL."""
+        return f"{self.name}/{self.version}"
 
 
 def find_archives(store: Path, models: tuple[str, ...]) -> list[Archive]:
@@ -36,8 +54,13 @@ def find_archives(store: Path, models: tuple[str, ...]) -> list[Archive]:
         store: the directory.
         models: archives by name, with or without `.mar`; empty means all there are.
 
+    Returns:
+        The archives by name, the highest version of each model first: TorchServe answers requests
+        that name no version with the one that it registers first.
+
     Raises:
-        StoreError: no such directory, archive missing, damaged, or two of one name and version.
+        StoreError: no such directory; an archive is missing or damaged; two have the same name and
+            version.
     """
     if not store.is_dir():
         raise StoreError(f"model store {store} is not a directory: run `make train` to build it")
@@ -49,21 +72,58 @@ def find_archives(store: Path, models: tuple[str, ...]) -> list[Archive]:
     if not files:
         raise StoreError(f"model store {store} holds no archive: run `make train` to build them")
     archives = [read_archive(file) for file in files]
-    seen: dict[tuple[str, str], Path] = {}
+    seen: dict[str, Path] = {}
     for archive in archives:
-        other = seen.setdefault((archive.name, archive.version), archive.file)
+        other = seen.setdefault(archive.key, archive.file)
         if other != archive.file:
             raise StoreError(
                 f"{other} and {archive.file} both hold model {archive.name} {archive.version}"
             )
-    return archives
+    archives.sort(key=lambda archive: version_order(archive.version), reverse=True)
+    return sorted(archives, key=lambda archive: archive.name)
+
+
+def copy_archives(archives: Sequence[Archive], directory: Path) -> list[Archive]:
+    """Copy archives to a directory, which is made here.
+
+    TorchServe is started from the copies, and started again from them after a crash, so that what
+    is served changes when a reload is asked for and at no other time.
+
+    Raises:
+        StoreError: an archive has changed since it was read, or the disk is full.
+    """
+    copies = []
+    try:
+        directory.mkdir()
+        for archive in archives:
+            file = Path(shutil.copy(archive.file, directory))
+            if hashlib.sha256(file.read_bytes()).hexdigest() != archive.sha256:
+                raise StoreError(f"archive {archive.file} is being written; try again")
+            copies.append(replace(archive, file=file))
+    except OSError as error:
+        raise StoreError(f"the archives cannot be copied to {directory}: {error}") from None
+    return copies
+
+
+def default_versions(archives: Sequence[Archive]) -> dict[str, str]:
+    """By model, the version that answers requests that name none: the highest."""
+    defaults: dict[str, str] = {}
+    for archive in archives:
+        defaults.setdefault(archive.name, archive.version)
+    return defaults
+
+
+def version_order(version: str) -> list[tuple[int, str]]:
+    """A sort key in which 10.0 comes after 9.1, and 2.0 after 2.0rc1 and beta."""
+    parts = re.findall(r"\d+|[A-Za-z]+", version)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in [*parts, "0"]]
 
 
 def read_archive(file: Path) -> Archive:
     """Read the manifest and card of one archive, and check that all of it can be unpacked.
 
     Raises:
-        StoreError: the file is missing or damaged, or no TorchServe archive.
+        StoreError: the file is missing, damaged, or not a TorchServe archive.
     """
     if not file.is_file():
         raise StoreError(f"archive {file} is missing: run `make train` to build it")
@@ -72,11 +132,35 @@ def read_archive(file: Path) -> Archive:
             damaged = archive.testzip()
             if damaged:
                 raise zipfile.BadZipFile(f"{damaged} fails its checksum")
-            model = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
+            manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
             names = archive.namelist()
-            card = ModelCard.from_json(archive.read(CARD_FILE)) if CARD_FILE in names else None
-        return Archive(file, model["modelName"], model.get("modelVersion", "1.0"), card)
-    except (OSError, EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+            card = archive.read(CARD_FILE) if CARD_FILE in names else None
+            config_file = manifest.get("configFile", CONFIG_FILE)
+            config = yaml.safe_load(archive.read(config_file)) if config_file in names else None
+        name, version = manifest["modelName"], manifest.get("modelVersion", "1.0")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        batch_size = int((config or {}).get("batchSize", 1))
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        yaml.YAMLError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise StoreError(
             f"archive {file} is corrupt: {error}; `make train` builds it anew"
         ) from None
+    for what, value in (("name", name), ("version", version)):
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise StoreError(
+                f"archive {file}: model {what} {value!r} has characters other than letters, "
+                f"digits, dot, hyphen and underscore"
+            )
+    try:
+        model_card = ModelCard.from_json(card) if card is not None else None
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"archive {file}: {error}") from None
+    return Archive(file, name, version, model_card, batch_size, digest)

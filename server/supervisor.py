@@ -1,4 +1,8 @@
-"""The server process: brings TorchServe up, says how it is, and takes it down, losing nothing."""
+"""Supervises the service: start-up, health, restarts, changes of models, graceful shutdown.
+
+One loop in the main thread owns every process: generations, which are a TorchServe with its watcher
+each, and front doors. Other threads only read what the loop publishes, or ask it for a reload.
+"""
 
 import contextlib
 import errno
@@ -9,54 +13,162 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import requests
+from server.control import ControlServer, clients_app, operators_app
+from server.counters import Succession
+from server.door import Door, DoorError, Route, read_tokens, routes
+from server.exposition import Exposition
+from server.metrics import ServerMetrics, Tally
+from server.settings import Address, Settings
+from server.store import Archive, StoreError, copy_archives, find_archives
+from server.torchserve import TorchServe, TorchServeError
+from server.watcher import ModelState, Snapshot, Watcher
 
-from server.control import TelemetryServer
-from server.exposition import CONTENT_TYPE, Exposition
-from server.metrics import Vitals
-from server.settings import Settings
-from server.store import Archive
-from server.torchserve import ModelStatus, TorchServe
-
-_POLL_SECONDS = 0.1
-# Between the frontend's queue and a worker, and between a worker and the socket of the client, a
-# request is for some milliseconds seen by nobody: idle means idle for this long without a break.
-_IDLE_SECONDS = 0.3
+_TICK_SECONDS = 0.05
+# Waits before a process that died is started again: it may have died of something that passes.
+_BACK_OFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0)
+# After this many starts in a row that failed or did not last, /livez gives up.
+_MAX_FAILURES = len(_BACK_OFF_SECONDS)
+_LASTING_SECONDS = 60.0
 # A frontend that has not answered for so long will not come back by itself.
 _UNRESPONSIVE_SECONDS = 60.0
+# A scrape waits this long for a frontend to answer, and then shows what it said before.
+_REFRESH_SECONDS = 0.4
+# At the end only idle connections are left: how long they may take to send the request that is
+# answered with `Connection: close`. Longer than `timeout http-request` of the door, so that headers
+# that are under way arrive.
+_IDLE_SECONDS = 8.0
+# Connections that wait for the door to accept them; the kernel caps it at net.core.somaxconn.
+_BACKLOG = 4096
+# Between looks at the files of tokens and of the certificate.
+_FILES_SECONDS = 2.0
 
 
 class ServerError(Exception):
     """The server could not start or could not go on; the message is all a user needs to read."""
 
 
-class Server:
+@dataclass
+class Generation:
+    """One TorchServe, what it serves, and who watches it."""
+
+    number: int
+    torchserve: TorchServe
+    watcher: Watcher
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def name(self) -> str:
+        """For counters and files."""
+        return f"generation-{self.number}"
+
+    def failure(self) -> str | None:
+        """Why it will never be ready, if that is known."""
+        code = self.torchserve.exit_code
+        if code is not None:
+            words = self.torchserve.last_words()
+            return f"TorchServe ended by itself with exit code {code}" + (
+                f": {words[0]}" if words else ""
+            )
+        for model in self.watcher.snapshot.models:
+            if model.failure:
+                return f"model {model.archive.name} failed to load: {model.failure}"
+        return None
+
+    def end(self) -> None:
+        """Kill its processes."""
+        self.watcher.stop()
+        self.torchserve.kill()
+
+
+@dataclass
+class Reload:
+    """A change of models that somebody asked for."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    status: int = 0
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def answer(self, code: int, **report: Any) -> None:
+        """Say how it went."""
+        self.status, self.report = code, report
+        self.done.set()
+
+
+class Failures:
+    """How often something failed lately, and when it may be tried again."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.reason = ""
+        self._until = 0.0
+
+    def add(self, reason: str) -> None:
+        """It failed again."""
+        wait = _BACK_OFF_SECONDS[min(self.count, len(_BACK_OFF_SECONDS) - 1)]
+        self.count += 1
+        self.reason = reason
+        self._until = time.monotonic() + wait
+
+    def forget(self) -> None:
+        """It has lasted."""
+        self.count = 0
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether the wait is over."""
+        return time.monotonic() >= self._until
+
+
+class Supervisor:
     """One run of the service.
 
     Args:
         settings: the configuration.
-        archives: what to serve, at least one.
+        archives: what to serve at first, at least one.
     """
 
-    def __init__(self, settings: Settings, archives: Sequence[Archive]) -> None:
+    def __init__(self, settings: Settings, archives: list[Archive]) -> None:
         self._settings = settings
         self._archives = archives
-        self._run_directory = Path(tempfile.mkdtemp(prefix="serve-"))
-        self._torchserve = TorchServe(settings, archives, self._run_directory)
-        self._exposition = Exposition(self._torchserve.metrics_directory)
-        self._vitals = Vitals(archives, self._torchserve, self.readiness)
+        self._directory = Path(tempfile.mkdtemp(prefix="serve-"))
+        self._metrics_directory = self._directory / "metrics"
+        self._metrics_directory.mkdir()
+        self._control_socket = self._directory / "control.sock"
+        self._listeners: dict[str, socket.socket] = {}
         self._signals: list[signal.Signals] = []
         self._wake = threading.Event()
         self._started = False
         self._draining = False
-        self._last_answer = time.monotonic()
-        self._warm: dict[Path, frozenset[int]] = {}
-        self._readiness_lock = threading.Lock()
+        # The generation that requests go to, and one that is to take over once it is ready.
+        self._current: Generation | None = None
+        self._candidate: Generation | None = None
+        self._generations = 0
+        self._door: Door | None = None
+        self._doors = 0
+        # Doors that stop, and the generations that they still need.
+        self._leaving: list[tuple[Door, Generation | None, float]] = []
+        self._torchserve_failures = Failures()
+        self._door_failures = Failures()
+        self._door_started = 0.0
+        self._reloads: list[Reload] = []
+        self._hang_up = False
+        self._files_seen: tuple[Any, ...] = ()
+        self._files_looked = 0.0
+        self.tally = Tally()
+        self._exposition = Exposition(self._metrics_directory)
+        self._torchserve_metrics = Succession()
+        self._door_metrics = Succession()
+        self._server_metrics = ServerMetrics(
+            lambda: self.snapshot, self.tally, lambda: self._missing_patches
+        )
+
+    # --- The life of the service.
 
     def run(self) -> int:
         """Serve until a signal comes.
@@ -66,236 +178,574 @@ class Server:
             drain short, 1 where requests were still in flight at its end.
 
         Raises:
-            ServerError: the server could not start, or TorchServe ended by itself.
+            ServerError: the server could not start.
             TorchServeError: there is no JVM.
+            DoorError: there is no HAProxy, or it refuses the configuration.
         """
         try:
-            with self._catch_signals():
-                check_ports(self._settings)
-                probes = {"/livez": self.liveness, "/readyz": self.readiness}
-                scrapes = {"/metrics": self.metrics}
-                telemetry = TelemetryServer(self._settings.telemetry, probes, scrapes)
-                telemetry.start()
-                try:
-                    self._torchserve.start()
-                    self._wait_until_ready()
-                    if self._started:
-                        self._announce()
-                        self._wait_for_signal()
-                    return self._drain()
-                finally:
-                    self._torchserve.kill()
-                    telemetry.stop()
+            with self._catch_signals(), contextlib.ExitStack() as stack:
+                self._bind(stack)
+                control = self._control(stack)
+                control.start()
+                stack.callback(control.stop)
+                stack.callback(self._end_everything)
+                self._files_seen = self._files()
+                self._open_door([], None)
+                self._candidate = self._generation(self._copy(self._archives))
+                self._wait_until_ready()
+                if self._started:
+                    self._announce()
+                    self._serve()
+                return self._drain()
         finally:
-            shutil.rmtree(self._run_directory, ignore_errors=True)
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     @contextlib.contextmanager
     def _catch_signals(self) -> Iterator[None]:
         def note(number: int, _: FrameType | None) -> None:
-            self._signals.append(signal.Signals(number))
+            if number == signal.SIGHUP:
+                self._hang_up = True
+            else:
+                self._signals.append(signal.Signals(number))
             self._wake.set()
 
-        previous = {
-            number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        previous = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def _bind(self, stack: contextlib.ExitStack) -> None:
+        """Bind every address, so that one in use is said before anything is started."""
+        addresses = {"telemetry": self._settings.telemetry, "inference": self._settings.inference}
+        if self._settings.grpc:
+            addresses["grpc"] = self._settings.grpc
+        check_distinct(list(addresses.values()))
+        for name, address in addresses.items():
+            self._listeners[name] = stack.enter_context(bind(address))
+
+    def _control(self, stack: contextlib.ExitStack) -> ControlServer:
+        local = stack.enter_context(socket.socket(socket.AF_UNIX))
+        local.bind(str(self._control_socket))
+        local.listen(_BACKLOG)
+        telemetry = self._listeners.pop("telemetry")
+        operators = operators_app(self, self._settings.token_file)
+        return ControlServer([(operators, telemetry), (clients_app(self), local)])
+
     def _wait_until_ready(self) -> None:
         """Wait for every model, or for a signal."""
-        deadline = time.monotonic() + self._settings.startup_timeout
-        while not self._signals:
-            self._check_torchserve()
-            _, report = self.readiness()
-            failures = {a.name: self._torchserve.load_failure(a) for a in self._archives}
-            if self._started:  # as seen here, or before by a probe
-                return
-            for name, failure in failures.items():
-                if failure:
-                    raise ServerError(f"model {name} failed to load: {failure}")
-            if time.monotonic() > deadline:
-                reasons = "; ".join(
-                    f"{name}: {model['reason']}"
-                    for name, model in report["models"].items()
-                    if not model["ready"]
-                )
-                raise ServerError(
-                    f"not ready within {self._settings.startup_timeout:g} s "
-                    f"(TS_DEFAULT_STARTUP_TIMEOUT): {reasons}"
-                )
-            self._wake.wait(_POLL_SECONDS)
+        while not self._signals and not self._started:
+            assert self._candidate
+            failure = self._candidate.failure() or self._overdue(self._candidate)
+            if failure:
+                raise ServerError(failure)
+            if self._candidate.watcher.snapshot.is_ready:
+                self._promote(self._candidate)
+                self._started = True
+            self._wait()
 
-    def _check_torchserve(self) -> None:
-        if self._torchserve.exit_code is not None:
-            last_words = self._torchserve.last_words()
-            raise ServerError(
-                f"TorchServe ended by itself with exit code {self._torchserve.exit_code}"
-                + (f": {last_words[0]}" if last_words else "")
-            )
+    def _overdue(self, generation: Generation) -> str | None:
+        seconds = self._settings.startup_timeout
+        if time.monotonic() - generation.started <= seconds:
+            return None
+        snapshot = generation.watcher.snapshot
+        reasons = "; ".join(
+            f"{model.archive.name}: {snapshot.reason(model)}"
+            for model in snapshot.models
+            if snapshot.reason(model)
+        )
+        return f"not ready within {seconds:g} s (TS_DEFAULT_STARTUP_TIMEOUT): {reasons}"
 
     def _announce(self) -> None:
+        """Say what is served, and a request for each model that its card has an example for."""
         inference, telemetry = self._settings.inference.url, self._settings.telemetry.url
+        if self._settings.tls_certificate:
+            inference = inference.replace("http:", "https:")
         lines = [f"serving {', '.join(f'{a.name} {a.version}' for a in self._archives)}"]
-        names = {archive.name for archive in self._archives}
-        if "mnist" in names:
-            lines.append(f"  curl -T samples/seven.png {inference}/predictions/mnist")
-        if "xor" in names:
-            lines.append(
-                """  curl -d '{"instances": [[0, 1], [1, 1]]}' \\\n"""
-                + " " * 7
-                + f"-H 'Content-Type: application/json' {inference}/predictions/xor"
-            )
+        for archive in self._archives:
+            for command in getattr(archive.card, "usage", ()):
+                url = f"{inference}/predictions/{archive.name}"
+                lines.append(f"  {command.replace('URL', url)}")
         lines.append(f"readiness at {telemetry}/readyz; Ctrl-C stops")
         print("\n".join(lines), flush=True)
 
-    def _wait_for_signal(self) -> None:
+    def _serve(self) -> None:
+        """Go on until a signal comes."""
         while not self._signals:
-            self._check_torchserve()
-            self._wake.wait(1.0)
+            self._tend_door()
+            self._tend_leaving()
+            self._tend_generation()
+            self._tend_reload()
+            self._tend_files()
+            self._wait()
+
+    def _wait(self) -> None:
+        self._wake.wait(_TICK_SECONDS)
+        self._wake.clear()
+
+    # --- Generations.
+
+    def _copy(self, archives: list[Archive]) -> list[Archive]:
+        return copy_archives(archives, self._directory / f"store-{self._generations + 1}")
+
+    def _generation(self, archives: list[Archive]) -> Generation:
+        self._generations += 1
+        torchserve = TorchServe(
+            self._settings,
+            archives,
+            self._directory / str(self._generations),
+            self._metrics_directory,
+        )
+        torchserve.start()
+        self.tally.torchserve_starts += 1
+        watcher = Watcher(torchserve)
+        watcher.start()
+        return Generation(self._generations, torchserve, watcher)
+
+    def _promote(self, generation: Generation) -> None:
+        """Have requests go to a generation that is ready; the one before it drains."""
+        snapshot = generation.watcher.snapshot
+        workers = {model.archive.key: model.minimum for model in snapshot.models}
+        archives = list(generation.torchserve.archives)
+        ways = routes(archives, workers, self._settings.heap_bytes)
+        previous, self._current, self._candidate = self._current, generation, None
+        try:
+            self._open_door(ways, generation, previous)
+        except DoorError:
+            self._current, self._candidate = previous, generation
+            raise
+        self._archives = archives
+        if previous:
+            previous.watcher.stop()
+
+    def _discard(self, generation: Generation) -> None:
+        """End a generation, and keep what it counted."""
+        generation.end()
+        self._torchserve_metrics.end(generation.name)
+        self.tally.worker_starts += generation.torchserve.worker_starts()
+        shutil.rmtree(generation.torchserve.directory, ignore_errors=True)
+
+    def _tend_generation(self) -> None:
+        """Replace a generation that has died or cannot recover; promote one that is ready."""
+        current, candidate = self._current, self._candidate
+        if current and time.monotonic() - current.started > _LASTING_SECONDS:
+            self._torchserve_failures.forget()
+        if candidate:
+            failure = candidate.failure() or self._overdue(candidate)
+            if failure is None and candidate.watcher.snapshot.is_ready:
+                try:
+                    self._promote(candidate)
+                except DoorError as error:
+                    failure = str(error)
+            if failure:
+                self._candidate = None
+                self._discard(candidate)
+                self._fail_reload(failure)
+                if self._reason_to_replace(current):
+                    _warn(f"TorchServe did not start: {failure}")
+            elif self._candidate is None:
+                self._finish_reload()
+            return
+        reason = self._reason_to_replace(current)
+        if reason is None or not self._torchserve_failures.may_retry:
+            return
+        self._torchserve_failures.add(reason)
+        _warn(f"{reason}; starting TorchServe again")
+        try:
+            self._candidate = self._generation(self._archives)
+        except (OSError, TorchServeError) as error:
+            _warn(f"TorchServe did not start: {error}")
+
+    def _reason_to_replace(self, generation: Generation | None) -> str | None:
+        """Why a generation cannot go on, or None where it can."""
+        if generation is None:
+            return "there is no TorchServe"
+        code = generation.torchserve.exit_code
+        if code is not None:
+            return f"TorchServe ended with exit code {code}"
+        snapshot = generation.watcher.snapshot
+        if snapshot.given_up:
+            return "TorchServe has given up restarting a worker"
+        if snapshot.age > _UNRESPONSIVE_SECONDS:
+            return f"TorchServe has not answered for {snapshot.age:.0f} s"
+        return None
+
+    # --- Reloads.
+
+    def reload(self) -> tuple[int, dict[str, Any]]:
+        """Serve the store as it is now; called from other threads, and waits for the end of it."""
+        if self._draining or not self._started:
+            state = "draining" if self._draining else "starting"
+            return 503, {"status": "refused", "reason": f"the server is {state}"}
+        wanted = Reload()
+        self._reloads.append(wanted)
+        self._wake.set()
+        # Somewhat longer than a start may take, which the loop itself ends.
+        if not wanted.done.wait(self._settings.startup_timeout + 30):
+            return 503, {"status": "refused", "reason": "the server did not come to it"}
+        return wanted.status, wanted.report
+
+    def _tend_reload(self) -> None:
+        """Begin a reload that was asked for; those who ask meanwhile get the next one."""
+        if self._hang_up:
+            self._hang_up = False
+            self._reloads.append(Reload())
+        if self._candidate or not self._reloads:
+            return
+        self._pending, self._reloads = self._reloads, []
+        try:
+            archives = find_archives(self._settings.model_store, self._settings.models)
+            self._candidate = self._generation(self._copy(archives))
+        except (OSError, StoreError, TorchServeError) as error:
+            self._fail_reload(str(error))
+
+    _pending: list[Reload] = []  # noqa: RUF012 (replaced, never changed)
+
+    def _fail_reload(self, reason: str) -> None:
+        if not self._pending:
+            return
+        self.tally.reloads["refused"] += 1
+        _warn(f"reload refused, the models stay as they were: {reason}")
+        for wanted in self._pending:
+            wanted.answer(409, status="refused", reason=reason)
+        self._pending = []
+
+    def _finish_reload(self) -> None:
+        if not self._pending:
+            return
+        self.tally.reloads["done"] += 1
+        models = {archive.key: archive.sha256 for archive in self._archives}
+        print(f"reloaded: serving {', '.join(models)}", flush=True)
+        for wanted in self._pending:
+            wanted.answer(200, status="reloaded", models=models)
+        self._pending = []
+
+    # --- The door.
+
+    def _open_door(
+        self,
+        ways: list[Route],
+        generation: Generation | None,
+        previous: Generation | None = None,
+    ) -> None:
+        """Start a door, and have the one before it leave.
+
+        Raises:
+            DoorError: it did not start; the one before it stays.
+        """
+        self._doors += 1
+        door = Door(
+            self._settings,
+            self._directory / f"door-{self._doors}",
+            self._listeners,
+            self._control_socket,
+        )
+        try:
+            door.start(
+                ways,
+                generation.torchserve.inference if generation else None,
+                generation.torchserve.grpc_port if generation else None,
+            )
+        except DoorError:
+            door.kill()
+            raise
+        self.tally.door_starts += 1
+        self._door_started = time.monotonic()
+        old, self._door = self._door, door
+        self._ways = ways
+        self._door_metrics.update(door.name, door.metrics())
+        if old:
+            old.stop_accepting()
+            deadline = time.monotonic() + self._settings.drain_timeout
+            self._door_metrics.update(old.name, old.metrics())
+            self._leaving.append((old, previous, deadline))
+        elif previous:
+            self._discard(previous)
+
+    _ways: list[Route] = []  # noqa: RUF012 (replaced, never changed)
+
+    def _tend_door(self) -> None:
+        """Start the door again if it has died."""
+        assert self._door
+        if self._door.exit_code is None:
+            if time.monotonic() - self._door_started > _LASTING_SECONDS:
+                self._door_failures.forget()
+            return
+        if not self._door_failures.may_retry:
+            return
+        dead = self._door
+        reason = f"the front door ended with exit code {dead.exit_code}"
+        _warn(f"{reason}; starting it again")
+        self._door_failures.add(reason)
+        self._door = None
+        try:
+            self._open_door(self._ways, self._current)
+        except DoorError as error:
+            _warn(str(error))
+            self._door = dead
+            return
+        dead.kill()
+        self._door_metrics.end(dead.name)
+
+    def _tend_leaving(self) -> None:
+        """End doors that have answered everything, and the generations that only they needed."""
+        staying = []
+        for door, generation, deadline in self._leaving:
+            if time.monotonic() < deadline and _has_clients(door):
+                staying.append((door, generation, deadline))
+                continue
+            self._door_metrics.update(door.name, door.finish())
+            self._door_metrics.end(door.name)
+            if generation:
+                self._discard(generation)
+        self._leaving = staying
+
+    def _files(self) -> tuple[Any, ...]:
+        """What tells whether the files that the door reads have changed."""
+        seen = []
+        for file in (self._settings.token_file, self._settings.tls_certificate):
+            try:
+                state = file.stat() if file else None
+                seen.append(state and (state.st_mtime_ns, state.st_ino, state.st_size))
+            except OSError:
+                seen.append(None)
+        return tuple(seen)
+
+    def _tend_files(self) -> None:
+        """Open a new door when the tokens or the certificate have changed."""
+        now = time.monotonic()
+        if now - self._files_looked < _FILES_SECONDS:
+            return
+        self._files_looked = now
+        seen = self._files()
+        if seen == self._files_seen:
+            return
+        self._files_seen = seen
+        try:
+            if self._settings.token_file:
+                read_tokens(self._settings.token_file)
+            self._open_door(self._ways, self._current)
+        except DoorError as error:
+            _warn(f"tokens and certificate stay as they were: {error}")
+        else:
+            print("tokens and certificate were read again", flush=True)
+
+    # --- The end.
 
     def _drain(self) -> int:
         """Answer what is in flight, then return the exit code."""
         self._draining = True
+        for wanted in [*self._pending, *self._reloads]:
+            wanted.answer(503, status="refused", reason="the server is draining")
         # The grace is for balancers that lag behind: none routes to a server in a terminal, nor to
         # one that was never ready.
         by_hand = self._signals[0] == signal.SIGINT
         grace = self._settings.drain_grace if self._started and not by_hand else 0.0
         print(f"stopping: {self._signals[0].name}, draining", flush=True)
         grace_end = time.monotonic() + grace
-        deadline = grace_end + self._settings.drain_timeout
-        idle_since: float | None = None
+        if self._door:
+            self._door.tell_to_close()
+        while time.monotonic() < grace_end and len(self._signals) < 2:
+            self._tend_door()
+            self._tend_leaving()
+            self._wait()
+        deadline = time.monotonic() + self._settings.drain_timeout
+        idle_end = time.monotonic() + (0.0 if by_hand else _IDLE_SECONDS)
+        for listener in self._listeners.values():
+            listener.close()
+        if self._door:
+            self._door.stop_accepting()
+        return self._wait_for_answers(deadline, idle_end)
+
+    def _wait_for_answers(self, deadline: float, idle_end: float) -> int:
+        assert self._door
         while len(self._signals) < 2:
-            self._check_torchserve()
+            self._tend_leaving()
+            doors = [self._door, *(door for door, _, _ in self._leaving)]
             now = time.monotonic()
-            if not self._torchserve.is_idle():
-                idle_since = None
-            elif idle_since is None:
-                idle_since = now
-            elif now >= grace_end and now - idle_since >= self._idle_seconds():
-                print("stopped: every request was answered", flush=True)
+            if not any(_is_answering(door) for door in doors) and (
+                now >= idle_end or not any(_has_clients(door) for door in doors)
+            ):
+                print(f"stopped: {self._count_answers()}", flush=True)
                 return 0
             if now > deadline:
                 print(
                     f"error: requests were still in flight {self._settings.drain_timeout:g} s "
-                    f"after the grace (DRAIN_TIMEOUT_SECONDS)",
+                    f"after the grace (DRAIN_TIMEOUT_SECONDS); {self._count_answers()}",
                     file=sys.stderr,
                     flush=True,
                 )
                 return 1
-            time.sleep(_POLL_SECONDS / 2)
+            self._wait()
         print(f"stopped at once: second signal, {self._signals[1].name}", flush=True)
         return 128 + self._signals[1]
 
-    def _idle_seconds(self) -> float:
-        delays = [_IDLE_SECONDS]
-        for archive in self._archives if self._settings.wait_for_batch else ():
-            with contextlib.suppress(requests.RequestException):
-                status = self._torchserve.status(archive)
-                delays.append(2 * status.batch_delay if status else 0.0)
-        return max(delays)
+    def _count_answers(self) -> str:
+        """How many requests the doors took in, and how many they answered."""
+        assert self._door
+        for door in [*(door for door, _, _ in self._leaving), self._door]:
+            self._door_metrics.update(door.name, door.finish())
+        requests = self._door_metrics.total("haproxy_frontend_http_requests_total", "door")
+        answers = self._door_metrics.total("haproxy_frontend_http_responses_total", "door")
+        if answers >= requests:
+            return f"every request was answered ({requests:,.0f})"
+        return f"{answers:,.0f} of {requests:,.0f} requests were answered"
 
-    def metrics(self) -> tuple[str, bytes]:
-        """The workers' metrics, this process's, then TorchServe's own while it answers."""
-        text = self._exposition.text() + self._vitals.text()
-        with contextlib.suppress(requests.RequestException):
-            text += self._torchserve.metrics(timeout=2.0)
-        return CONTENT_TYPE, text
+    def _end_everything(self) -> None:
+        for door, generation, _ in self._leaving:
+            door.kill()
+            if generation:
+                generation.end()
+        if self._door:
+            self._door.kill()
+        for last in (self._candidate, self._current):
+            if last:
+                last.end()
+
+    # --- What other threads read.
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What was last seen of the generation that requests go to, or will first go to."""
+        generation = self._current or self._candidate
+        if generation is None:
+            waiting = tuple(ModelState(archive, "not started yet") for archive in self._archives)
+            return Snapshot(waiting, answered=time.monotonic())
+        return generation.watcher.snapshot
+
+    @property
+    def _missing_patches(self) -> frozenset[str]:
+        generation = self._current or self._candidate
+        return frozenset(generation.torchserve.missing_patches if generation else ())
+
+    def metrics(self) -> bytes:
+        """Everything: the workers', this process's, TorchServe's own and the door's."""
+        generation, door = self._current or self._candidate, self._door
+        if generation:
+            snapshot = generation.watcher.refresh(_REFRESH_SECONDS)
+            self._torchserve_metrics.update(generation.name, snapshot.metrics)
+        if door:
+            self._door_metrics.update(door.name, door.metrics())
+        doors = self._door_metrics.text()
+        return (
+            self._exposition.text()
+            + self._server_metrics.text(doors)
+            + self._torchserve_metrics.text()
+            + doors
+        )
 
     def liveness(self) -> tuple[int, dict[str, Any]]:
         """200 while this process can still recover by itself; else 503 and why it cannot."""
-        code = self._torchserve.exit_code
-        if code is not None:
-            return 503, {"status": "dead", "reason": f"TorchServe ended with exit code {code}"}
-        if self._started:
-            try:
-                given_up = self._torchserve.has_given_up(timeout=2.0)
-                self._last_answer = time.monotonic()
-            except requests.RequestException:
-                silence = time.monotonic() - self._last_answer
-                if silence > _UNRESPONSIVE_SECONDS:
-                    reason = f"TorchServe has not answered for {silence:.0f} s"
-                    return 503, {"status": "dead", "reason": reason}
-            else:
-                if given_up:
-                    reason = "TorchServe has given up restarting a worker"
-                    return 503, {"status": "dead", "reason": reason}
+        for failures in (self._torchserve_failures, self._door_failures):
+            if failures.count >= _MAX_FAILURES:
+                reason = f"{failures.reason}, {failures.count} times in a row"
+                return 503, {"status": "dead", "reason": reason}
         return 200, {"status": "alive"}
 
     def readiness(self) -> tuple[int, dict[str, Any]]:
         """200 when every model has its workers and has answered; else 503, which model, and why."""
+        snapshot = self.snapshot
+        generation = self._current
+        gone = generation and generation.torchserve.exit_code is not None
         models: dict[str, dict[str, Any]] = {}
-        with self._readiness_lock:
-            for archive in self._archives:
-                status, reason = self._look_at(archive)
-                key = (
-                    archive.name
-                    if archive.name not in models
-                    else f"{archive.name}/{archive.version}"
-                )
-                models[key] = {
-                    "version": archive.version,
-                    "ready": reason is None,
-                    "workers": len(status.ready) if status else 0,
-                    "queued": status.pending if status else 0,
-                }
-                if reason:
-                    models[key]["reason"] = reason
-        if self._draining:
-            return 503, {"status": "draining", "models": models}
-        if all(model["ready"] for model in models.values()):
-            self._started = True
-            return 200, {"status": "ready", "models": models}
-        return 503, {"status": "not ready", "models": models}
-
-    def _look_at(self, archive: Archive) -> tuple[ModelStatus | None, str | None]:
-        """What TorchServe says of a model, and why it is not ready, if it is not."""
-        failure = self._torchserve.load_failure(archive)
-        reason = f"its worker failed to load it: {failure}" if failure else None
-        try:
-            status = self._torchserve.status(archive)
-        except requests.RequestException:
-            return None, reason or "TorchServe is not answering"
-        if reason:
-            return status, reason
-        if status is None:
-            return None, "TorchServe refused the archive; its reason is in the log"
-        if len(status.ready) < max(status.minimum, 1):
-            return status, f"{len(status.ready)} of {status.minimum} workers ready"
-        if not status.ready <= self._warm.get(archive.file, frozenset()):
-            reason = self._torchserve.warm_up(archive)
+        for model in snapshot.models:
+            reason = "TorchServe has ended" if gone else snapshot.reason(model)
+            state: dict[str, Any] = {
+                "version": model.archive.version,
+                "ready": reason is None,
+                "workers": model.workers,
+                "queued": model.queued,
+            }
             if reason:
-                return status, reason
-            self._warm[archive.file] = status.ready
-        return status, None
+                state["reason"] = reason
+            several = sum(m.archive.name == model.archive.name for m in snapshot.models) > 1
+            models[model.archive.key if several else model.archive.name] = state
+        door = self._door
+        status = "ready"
+        if self._draining:
+            status = "draining"
+        elif not self._started:
+            status = "starting"
+        elif (
+            door is None
+            or door.exit_code is not None
+            or not all(state["ready"] for state in models.values())
+        ):
+            status = "not ready"
+        report: dict[str, Any] = {"status": status, "models": models}
+        if status == "not ready" and (door is None or door.exit_code is not None):
+            report["reason"] = "the front door has ended"
+        if self._missing_patches:
+            report["notes"] = [
+                f"this TorchServe is not 0.12.0: {_MISSING[patch]}"
+                for patch in sorted(self._missing_patches)
+            ]
+        return (200 if status == "ready" else 503), report
 
 
-def check_ports(settings: Settings) -> None:
-    """Try to bind every address, because TorchServe would take a minute to say that it cannot.
+_MISSING = {
+    "batch": "batches wait for up to their model's maxBatchDelay",
+    "retry": "requests of a worker that dies are lost",
+}
+
+
+def bind(address: Address) -> socket.socket:
+    """A socket that listens at an address.
 
     Raises:
-        ServerError: one is in use or is not this machine's, or two are the same.
+        ServerError: the address is in use or is not this machine's.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+        # HAProxy leaves the backlog of a socket that listens already as it is.
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = (
+            "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        )
+        raise ServerError(
+            f"address {address.host}:{address.port} {reason}; {address.variable} moves it"
+        ) from None
+    return listener
+
+
+def check_distinct(addresses: list[Address]) -> None:
+    """Refuse two listeners at one address.
+
+    Raises:
+        ServerError: naming both.
     """
     taken: dict[tuple[str, int], str] = {}
-    for address in settings.addresses:
-        if address.port == 0:
-            continue
-        where = f"{address.host}:{address.port}"
+    for address in addresses:
         other = taken.setdefault((address.host, address.port), address.variable)
         if other != address.variable:
+            where = f"{address.host}:{address.port}"
             raise ServerError(f"{other} and {address.variable} are both {where}")
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((address.host, address.port))
-            except OSError as error:
-                reason = (
-                    "is in use"
-                    if error.errno == errno.EADDRINUSE
-                    else f"cannot be used: {error.strerror}"
-                )
-                raise ServerError(
-                    f"address {where} {reason}; {address.variable} moves it"
-                ) from None
+
+
+def _is_answering(door: Door) -> bool:
+    """Whether a door has requests under way; one that does not say may have."""
+    if door.exit_code is not None:
+        return False
+    try:
+        return door.requests_under_way() > 0
+    except OSError:
+        return True
+
+
+def _has_clients(door: Door) -> bool:
+    if door.exit_code is not None:
+        return False
+    try:
+        return door.connections() > 0
+    except OSError:
+        return True
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

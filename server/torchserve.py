@@ -1,4 +1,4 @@
-"""TorchServe's own process, as seen from outside: start it, ask it, kill it."""
+"""One TorchServe process with its workers: starts it, asks it, kills it."""
 
 import collections
 import contextlib
@@ -8,24 +8,27 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import javaproperties
 import psutil
-import requests
 
-from server import launcher
-from server.batch_patch import without_wait
+from server import launcher, patches
 from server.settings import Settings
 from server.store import Archive
+from server.unix import Response, fetch
 
 _PACKAGE = Path(__file__).parent
 _PR_SET_PDEATHSIG = 1
+# Looked up here: between fork and exec, where threads may hold any lock, nothing must be opened.
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 # Of a Unix socket's address, which the kernel caps at 108 bytes with its final zero.
 _MAX_SOCKET_PATH = 107
 # Printed at every start.
@@ -48,55 +51,71 @@ class ModelStatus:
         minimum: workers that it should have.
         ready: process ids of the workers that have loaded it.
         pending: requests in its queue.
-        batch_delay: seconds that a request may wait for company after it has left the queue.
     """
 
     minimum: int
     ready: frozenset[int]
     pending: int
-    batch_delay: float
 
 
 class TorchServe:
-    """One run of TorchServe's frontend and its workers.
+    """One run of TorchServe's frontend and its workers, on Unix sockets.
 
     Args:
         settings: the configuration of the run.
-        archives: what it shall serve.
-        run_directory: an empty directory of its own, for sockets, unpacked archives and the notes
-            that workers leave; the caller removes it.
+        archives: what to serve, all in one directory.
+        directory: a directory of its own, which is made here, for sockets, unpacked archives and
+            the notes that workers leave.
+        metrics_directory: where workers write their metrics.
+
+    Attributes:
+        archives: what it serves.
+        directory: as given.
+        inference: the socket of its inference API.
+        grpc_port: the loopback port of its gRPC API, or None where that is closed.
+        missing_patches: names of the `patches.PATCHES` that this TorchServe does not take.
+
+    Raises:
+        TorchServeError: there is no JVM, or the directory's path is too long for a socket.
     """
 
     def __init__(
-        self, settings: Settings, archives: Sequence[Archive], run_directory: Path
+        self,
+        settings: Settings,
+        archives: Sequence[Archive],
+        directory: Path,
+        metrics_directory: Path,
     ) -> None:
         self._settings = settings
-        self._archives = archives
-        self._run_directory = run_directory
+        self.archives = tuple(archives)
+        self.directory = directory
+        self._metrics_directory = metrics_directory
+        self._java = find_java()
+        longest = f"{directory}/management.sock"
+        if len(os.fsencode(longest)) > _MAX_SOCKET_PATH:
+            raise TorchServeError(
+                f"{directory} is too long a path for a Unix socket: set TMPDIR to a shorter one"
+            )
         self._process: subprocess.Popen[str] | None = None
         self._tail: collections.deque[str] = collections.deque(maxlen=20)
         self._readers: list[threading.Thread] = []
-        self._has_answered = False
-        self._session = threading.local()
-        self.metrics_directory = run_directory / "metrics"
-        for name in (self.metrics_directory.name, launcher.BUSY, launcher.FAILED):
-            (run_directory / name).mkdir()
+        self.inference, self._management, self._metrics = (
+            directory / f"{name}.sock" for name in ("inference", "management", "metrics")
+        )
+        self.grpc_port = _free_port() if settings.grpc else None
+        self.missing_patches: Collection[str] = ()
 
     def start(self) -> None:
         """Start the frontend; it starts the workers.
 
-        Raises:
-            TorchServeError: there is no JVM, or the temporary directory's path is too long.
+        Call it from a thread that lives as long as the server: the kernel ends the frontend when
+        the thread that started it is gone.
         """
-        java = find_java()
-        socket_path = f"{self._run_directory}/.ts.sock.99999"
-        if len(os.fsencode(socket_path)) > _MAX_SOCKET_PATH:
-            raise TorchServeError(
-                f"{self._run_directory} is too long a path for a Unix socket: set TMPDIR to a "
-                f"shorter one"
-            )
+        self.directory.mkdir()
+        for name in (launcher.STARTED, launcher.FAILED):
+            (self.directory / name).mkdir()
         self._process = subprocess.Popen(
-            [str(java), *self._options(), *self._arguments()],
+            [str(self._java), *self._options(), *self._arguments()],
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -106,7 +125,7 @@ class TorchServe:
             # A Ctrl-C at the terminal reaches the whole process group: TorchServe, told to stop in
             # the same moment as this process, would reset every request instead of being drained.
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 (calls nothing that takes a lock)
+            preexec_fn=die_with_parent,  # noqa: PLW1509 (calls nothing that takes a lock)
         )
         for forward, stream in ((False, self._process.stdout), (True, self._process.stderr)):
             reader = threading.Thread(target=self._read, args=(stream, forward), daemon=True)
@@ -116,38 +135,55 @@ class TorchServe:
     def _options(self) -> list[str]:
         home = torchserve_home()
         jars = home / "ts" / "frontend"
-        changed = self._run_directory / "classes"
-        if not (self._settings.wait_for_batch or without_wait(jars / "model-server.jar", changed)):
-            print(
-                "this TorchServe is not 0.12.0: batches wait for up to their model's maxBatchDelay",
-                file=sys.stderr,
-                flush=True,
-            )
+        changed = self.directory / "classes"
+        names = [name for name in patches.PATCHES if name != "batch" or not self._waits]
+        self.missing_patches = patches.apply(jars / "model-server.jar", changed, names)
         return [
             f"-Dmodel_server_home={home}",
             f"-Dlog4j2.configurationFile={(_PACKAGE / 'log4j2.xml').as_uri()}",
-            f"-Djava.io.tmpdir={self._run_directory}",
+            f"-Djava.io.tmpdir={self.directory}",
             *self._settings.vmargs,
             *("-cp", f"{changed}:{jars}/*"),
             "org.pytorch.serve.ModelServer",
         ]
 
+    @property
+    def _waits(self) -> bool:
+        return self._settings.wait_for_batch
+
     def _arguments(self) -> list[str]:
+        given = dict(self._settings.torchserve)
+        for key in ("load_models", "model_store"):  # arguments, below
+            given.pop(key, None)
+        properties = given | {
+            "inference_address": f"unix:{self.inference}",
+            "management_address": f"unix:{self._management}",
+            "metrics_address": f"unix:{self._metrics}",
+            # TorchServe always starts gRPC. Port 0 on loopback is as closed as it gets: a port of
+            # the kernel's choice.
+            "grpc_inference_address": "127.0.0.1",
+            "grpc_inference_port": str(self.grpc_port or 0),
+            "grpc_management_address": "127.0.0.1",
+            "grpc_management_port": "0",
+            # The environment is resolved already.
+            "enable_envvars_config": "false",
+        }
+        file = self.directory / "config.properties"
+        file.write_text(javaproperties.dumps(properties, timestamp=False), encoding="latin-1")
         return [
             *("--python", str(_PACKAGE / "launcher.py")),
-            *("--ts-config-file", str(self._settings.config_file)),
-            *("--model-store", str(self._settings.model_store)),
+            *("--ts-config-file", str(file)),
+            *("--model-store", str(self.archives[0].file.parent)),
             "--no-config-snapshot",
-            *("--models", *(archive.file.name for archive in self._archives)),
+            *("--models", *(archive.file.name for archive in self.archives)),
         ]
 
     def _environment(self) -> dict[str, str]:
-        """Ours, without what would override the arguments: TorchServe ranks it above them."""
-        resolved = {"TS_CONFIG_FILE", "TS_MODEL_STORE", "TS_LOAD_MODELS"}
-        environment = {key: value for key, value in os.environ.items() if key not in resolved}
-        environment[launcher.RUN_DIRECTORY] = str(self._run_directory)
-        environment["PROMETHEUS_MULTIPROC_DIR"] = str(self.metrics_directory)
-        # The worker script's interpreter, found by its first line.
+        """Ours, without TorchServe's variables: they are in its configuration file."""
+        environment = {key: value for key, value in os.environ.items() if key[:3] != "TS_"}
+        environment[launcher.RUN_DIRECTORY] = str(self.directory)
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics_directory)
+        # The launcher's interpreter, found by its first line.
         environment["PATH"] = os.pathsep.join(
             [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         )
@@ -163,7 +199,7 @@ class TorchServe:
 
     @property
     def exit_code(self) -> int | None:
-        """Of the frontend, or None while it runs."""
+        """The frontend's exit code, or None while it runs."""
         return self._process.poll() if self._process else None
 
     def last_words(self) -> list[str]:
@@ -173,10 +209,10 @@ class TorchServe:
         return list(self._tail)
 
     def kill(self) -> None:
-        """End the frontend and its workers at once, and wait until they are gone.
+        """End the frontend and its workers at once, and wait until the frontend is gone.
 
-        Its own shutdown would take 10 s and reset every open connection just as well: whoever wants
-        requests answered drains them before.
+        Its own shutdown would take 10 s and reset every open connection just as well: the door
+        drains it before.
         """
         if self._process is None:
             return
@@ -184,109 +220,74 @@ class TorchServe:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def status(self, archive: Archive, timeout: float = 5.0) -> ModelStatus | None:
+    def status(self, archive: Archive, timeout: float) -> ModelStatus | None:
         """Ask the management API about a model; None where TorchServe does not know it.
 
         Raises:
-            requests.RequestException: no answer, as before the frontend is up.
+            OSError, http.client.HTTPException: no answer, as before the frontend is up.
+            ValueError: an answer that is not the one expected.
         """
-        url = f"{self._settings.management.url}/models/{archive.name}/{archive.version}"
-        response = self._http.get(url, timeout=timeout)
-        self._has_answered = True
-        if response.status_code == 404:
+        answer = fetch(self._management, "GET", f"/models/{archive.key}", None, timeout)
+        if answer.status == 404:
             return None
-        response.raise_for_status()
-        (model,) = response.json()
+        if answer.status != 200:
+            raise ValueError(f"management answered {answer.status}")
+        (model,) = json.loads(answer.body)
         return ModelStatus(
             minimum=model["minWorkers"],
             ready=frozenset(w["pid"] for w in model["workers"] if w["status"] == "READY"),
             pending=model["jobQueueStatus"]["pendingRequests"],
-            batch_delay=model["maxBatchDelay"] / 1000,
         )
-
-    def is_idle(self) -> bool:
-        """Whether no request is queued, and no worker has one in hand.
-
-        A frontend that does not answer now may have some, unless it has never answered yet.
-        """
-        try:
-            statuses = [self.status(archive) for archive in self._archives]
-        except requests.RequestException:
-            return not self._has_answered
-        return not any(status and status.pending for status in statuses) and not self._busy()
-
-    def _busy(self) -> bool:
-        for flag in (self._run_directory / launcher.BUSY).iterdir():
-            if flag.read_bytes() == b"\1" and psutil.pid_exists(int(flag.name)):
-                return True
-        return False
 
     def worker_starts(self) -> int:
         """How many worker processes there have been: each leaves a file, and none removes it."""
-        return sum(1 for _ in (self._run_directory / launcher.BUSY).iterdir())
+        return sum(1 for _ in (self.directory / launcher.STARTED).iterdir())
 
     def resident_memory(self) -> Iterator[tuple[str, int]]:
-        """Bytes of this process (`server`), the JVM (`frontend`) and each `worker`."""
-        server = psutil.Process()
-        yield "server", server.memory_info().rss
-        for process in server.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                is_frontend = self._process and process.pid == self._process.pid
-                yield "frontend" if is_frontend else "worker", process.memory_info().rss
+        """Bytes of the JVM (`frontend`) and of each `worker`."""
+        if self._process is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            frontend = psutil.Process(self._process.pid)
+            yield "frontend", frontend.memory_info().rss
+            for process in frontend.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    yield "worker", process.memory_info().rss
 
     def has_given_up(self, timeout: float) -> bool:
         """Whether TorchServe has stopped restarting a worker that keeps dying.
 
         Raises:
-            requests.RequestException: no answer.
+            OSError, http.client.HTTPException: no answer.
         """
-        url = f"{self._settings.inference.url}/ping"
-        return self._http.get(url, timeout=timeout).status_code == 500
+        return fetch(self.inference, "GET", "/ping", None, timeout).status == 500
 
     def metrics(self, timeout: float) -> bytes:
         """The frontend's own metrics, in the text format.
 
         Raises:
-            requests.RequestException: no answer.
+            OSError, http.client.HTTPException: no answer.
         """
-        url = f"{self._settings.metrics.url}/metrics"
-        response = self._http.get(url, timeout=timeout)
-        response.raise_for_status()
-        return _from_zero(response.content)
+        return _from_zero(fetch(self._metrics, "GET", "/metrics", None, timeout).body)
 
     def load_failure(self, archive: Archive) -> str | None:
         """Why the model's worker could not load it, in the worker's words."""
-        try:
-            report = (self._run_directory / launcher.FAILED / f"{archive.name}.json").read_text()
-        except FileNotFoundError:
-            return None
-        error: str = json.loads(report)["error"]
-        return error
-
-    def warm_up(self, archive: Archive, timeout: float = 10.0) -> str | None:
-        """Send the request that the model's card gives, and say what was wrong with the answer."""
-        if archive.card is None:
-            return None
-        url = f"{self._settings.inference.url}/predictions/{archive.name}/{archive.version}"
-        try:
-            response = self._http.post(url, json=archive.card.example, timeout=timeout)
-        except requests.RequestException as error:
-            return f"the warm-up prediction got no answer: {error}"
-        if response.status_code != 200:
-            return f"the warm-up prediction got {response.status_code}: {response.text.strip()}"
-        label = response.json()["predictions"][0]["label"]
-        if label != archive.card.example_label:
-            return f"the warm-up prediction is {label}, not {archive.card.example_label}"
+        for file in (
+            launcher.failure_file(self.directory, archive.name, archive.version),
+            self.directory / launcher.FAILED / launcher.LAUNCHER_FAILURE,
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                error: str = json.loads(file.read_text())["error"]
+                return error
         return None
 
-    @property
-    def _http(self) -> requests.Session:
-        """One session a thread, deaf to proxies in the environment: all of this is loopback."""
-        if not hasattr(self._session, "value"):
-            self._session.value = requests.Session()
-            self._session.value.trust_env = False
-        session: requests.Session = self._session.value
-        return session
+    def predict(self, archive: Archive, body: bytes, timeout: float) -> Response:
+        """Ask a model, not through the door.
+
+        Raises:
+            OSError, http.client.HTTPException: no answer.
+        """
+        return fetch(self.inference, "POST", f"/predictions/{archive.key}", body, timeout)
 
 
 def find_java() -> Path:
@@ -323,8 +324,21 @@ def torchserve_home() -> Path:
     return Path(spec.origin).parent.parent
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this child when its parent is killed, so that no process is orphaned."""
+    if _prctl:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def _from_zero(metrics: bytes) -> bytes:
-    """With a zero for the kinds of response that there were none of yet.
+    """Add a zero for each class of response that there were none of yet.
 
     Prometheus sees no increase in a counter that begins with its first count.
     """
@@ -335,9 +349,3 @@ def _from_zero(metrics: bytes) -> bytes:
             if head + name not in metrics:
                 metrics = metrics.replace(head, b"%s%s%s 0.0\n" % (head, name, labels[1]))
     return metrics
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this child when its parent is killed, so that no JVM is orphaned."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

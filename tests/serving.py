@@ -7,6 +7,7 @@ from typing import Self
 
 import psutil
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.servers import ROOT, Service, free_addresses, wait_until
 
@@ -74,17 +75,19 @@ class ServerProcess(Service):
             if str(self.temporary) in " ".join(process.info["cmdline"] or [])
         ]
 
-    def accepted(self) -> float:
-        """Prediction requests that the frontend has taken in so far."""
-        lines = requests.get(f"{self.metrics}/metrics", timeout=10).text.splitlines()
-        counts = (line for line in lines if line.startswith("ts_inference_requests_total{"))
-        return sum(float(line.rpartition(" ")[2]) for line in counts)
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of a metric that have these labels."""
+        text = requests.get(f"{self.telemetry}/metrics", timeout=10).text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
-    def pending(self, model: str) -> int:
-        """Requests in the model's queue, which no worker has taken yet."""
-        (status,) = requests.get(f"{self.management}/models/{model}", timeout=10).json()
-        count: int = status["jobQueueStatus"]["pendingRequests"]
-        return count
+    def accepted(self) -> float:
+        """Requests that the door has taken in so far."""
+        return self.metric("haproxy_frontend_http_requests_total", proxy="door")
 
 
 @contextlib.contextmanager

@@ -25,9 +25,9 @@ def test_a_batch_is_what_has_arrived_and_waits_for_nobody(tmp_path: Path) -> Non
         url = server.url("counting")
         first = pool.submit(ask, url)
         wait_until(lambda: server.accepted() == 1)
-        wait_until(lambda: server.pending("counting") == 0)  # the worker has it
+        wait_until(lambda: server.metric("serving_queued_requests") == 0)  # the worker has it
         others = [pool.submit(ask, url) for _ in range(11)]
-        wait_until(lambda: server.pending("counting") == 11)
+        wait_until(lambda: server.metric("serving_queued_requests") == 11)
         (server.temporary / "logs" / "open").touch()
         assert first.result() == "1"
         assert sorted(other.result() for other in others) == ["3"] * 3 + ["8"] * 8

@@ -214,8 +214,8 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("xor", b"\xff\xfe", 400, "not valid JSON"),
     ("xor", b"[" * 100_000, 400, "nested too deeply"),
     ("xor", {"instances": [[0, 1]] * 1025}, 413, "instances: expected 1 to 1024, got 1025"),
-    ("xor", b" " * ((1 << 20) + 1), 413, "the body has 1048577 bytes; the limit is 1048576"),
-    ("mnist", b"\x89PNG" + b"\0" * (1 << 20), 413, "the limit is 1048576"),
+    ("xor", b" " * ((1 << 20) + 1), 413, "the body is over the limit of 1048576 bytes"),
+    ("mnist", b"\x89PNG" + b"\0" * (1 << 20), 413, "the body is over the limit"),
     ("mnist", huge_png(4097, 10), 413, "the image is 4097x10; the limit is 4096 pixels a side"),
     ("mnist", huge_png(10, 60_000), 413, "the image is 10x60000"),
     ("mnist", {"instances": [b64(huge_png(5000, 5000))]}, 413, "instances[0].b64: the image is"),
@@ -235,8 +235,8 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("mnist", encode(Image.effect_noise((90, 90), 60))[:900], 400, "cannot be decoded"),
     ("mnist", encode(Image.effect_noise((90, 90), 60), "JPEG")[:900], 400, "cannot be decoded"),
     ("mnist", b"", 400, "the request has no body"),
-    ("nothing", b"x", 404, "Model not found: nothing"),
-    ("mnist/9.9", b"x", 404, "Model version: 9.9 does not exist for model: mnist"),
+    ("nothing", b"x", 404, "there is no model nothing; there are: mnist, xor"),
+    ("mnist/9.9", b"x", 404, "model mnist has no version 9.9; there are: 1.0"),
 ]
 
 
@@ -260,19 +260,28 @@ class TestRefused:
         assert response.status_code == 400
         assert "a multipart field 'data'; got the form fields 'file'" in response.json()["message"]
 
-    def test_a_form(self, server: ServerProcess) -> None:
-        headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        response = post(server, "xor", b'{"instances": [[0, 1]]}', headers=headers)
-        assert response.status_code == 400
-        assert "which is read as a form" in response.json()["message"]
+    def test_a_form(self, server: ServerProcess, seven: torch.Tensor) -> None:
+        """What curl's -d and --data-binary, urllib, Java and PHP say that they send."""
+        headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
+        assert labels(post(server, "xor", b'{"instances": [[0, 1]]}', headers=headers)) == [1]
+        assert labels(post(server, "mnist", png(seven), headers=headers)) == [7]
 
     def test_a_body_beyond_what_the_frontend_takes_in(self, server: ServerProcess) -> None:
         assert post(server, "mnist", b"x" * (20 << 20)).status_code == 413
 
-    def test_registering_a_model_over_http(self, server: ServerProcess) -> None:
-        url = f"{server.management}/models"
-        for archive in ("xor.mar", "http://127.0.0.1:1/xor.mar"):
-            assert requests.post(url, params={"url": archive}, timeout=60).status_code == 405
+    @pytest.mark.parametrize(
+        "path", ["/models", "/models?url=xor.mar", "/ping", "/api-description"]
+    )
+    def test_nothing_of_torchserve_s_own_surface(self, server: ServerProcess, path: str) -> None:
+        response = requests.post(server.inference + path, timeout=60)
+        assert response.status_code == 404
+        assert response.json()["type"] == "ResourceNotFoundException"
+
+    def test_other_methods(self, server: ServerProcess) -> None:
+        response = requests.get(server.url("mnist"), timeout=60)
+        assert response.status_code == 405
+        assert response.headers["Allow"] == "POST"
+        assert response.json()["message"] == "expected POST"
 
 
 class TestTogether:

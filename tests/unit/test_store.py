@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from handler.card import CARD_FILE, ModelCard
-from server.store import StoreError, find_archives
+from server.store import StoreError, copy_archives, default_versions, find_archives
 from tests.unit.conftest import make_card
 
 
@@ -44,7 +44,7 @@ def test_two_versions_of_a_model_but_not_the_same_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("card", ["{}", "[", '{"name": "x"}'])
 def test_a_card_that_cannot_be_read(tmp_path: Path, card: str) -> None:
     write(tmp_path / "a.mar", "m", card=card)
-    with pytest.raises(StoreError, match=r"a\.mar is corrupt"):
+    with pytest.raises(StoreError, match=r"archive .*a\.mar: "):
         find_archives(tmp_path, ())
 
 
@@ -56,3 +56,29 @@ def test_a_path_instead_of_a_name(tmp_path: Path) -> None:
 def test_no_such_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not a directory: run `make train`"):
         find_archives(tmp_path / "none", ())
+
+
+def test_the_highest_version_comes_first(tmp_path: Path) -> None:
+    for index, version in enumerate(["1.0", "10.0", "9.1", "2.0rc1", "2.0"]):
+        write(tmp_path / f"{index}.mar", "m", version)
+    archives = find_archives(tmp_path, ())
+    assert [a.version for a in archives] == ["10.0", "9.1", "2.0", "2.0rc1", "1.0"]
+    assert default_versions(archives) == {"m": "10.0"}
+
+
+@pytest.mark.parametrize(("name", "version"), [("a b", "1.0"), ("m", "1/0"), ("m\n", "1.0")])
+def test_names_that_a_path_cannot_have(tmp_path: Path, name: str, version: str) -> None:
+    write(tmp_path / "a.mar", name, version)
+    with pytest.raises(StoreError, match="has characters other than letters"):
+        find_archives(tmp_path, ())
+
+
+def test_an_archive_that_changes_while_it_is_copied(tmp_path: Path) -> None:
+    write(tmp_path / "a.mar", "m")
+    (archive,) = find_archives(tmp_path, ())
+    (copy,) = copy_archives([archive], tmp_path / "copy")
+    assert copy.file == tmp_path / "copy" / "a.mar"
+    assert copy.file.read_bytes() == archive.file.read_bytes()
+    write(tmp_path / "a.mar", "m", "2.0")
+    with pytest.raises(StoreError, match=r"a\.mar is being written; try again"):
+        copy_archives([archive], tmp_path / "another")
