@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,12 @@ MAX_BODY = 1 << 20
 # sent again, and is in the door as a whole before it takes a slot.
 SMALL_BODY = 14_000
 MAX_CONNECTIONS = 4096
-# Of a body in TorchServe's heap: as it arrives, aggregated, as the job's byte array, and encoded
-# for the worker, with room for the answer and for the garbage between two collections.
+# Of a body in TorchServe's heap: as it arrives, as the job's byte array, and encoded for the worker.
+# 40 requests of 1 MiB that wait for a slow handler raise what is left after a collection by 1.05 MiB
+# each, and the peak before one by 2.3 MiB; the rest is for answers and for other JVMs.
 COPIES = 6
-# Of the heap, what all bodies together may take.
-_LARGE_SHARE, _SMALL_SHARE = 0.375, 0.125
+# Of the heap, what all bodies with their copies may take, and of that the small ones.
+_BODY_SHARE, _SMALL_SHARE = 0.5, 0.25
 _TEMPLATE = Path(__file__).parent / "haproxy.cfg.j2"
 # HAProxy says these of a door that stops, and of every start.
 _HARMLESS = re.compile(
@@ -72,32 +74,36 @@ class Route:
 def routes(archives: Sequence[Archive], workers: Mapping[str, int], heap: int) -> list[Route]:
     """Decide how many requests of each model may be inside TorchServe.
 
-    Two batches for each worker: one that it computes, and one that has come meanwhile. More would
-    only wait in TorchServe, where no deadline ends it. And no more than the heap holds with all the
-    copies that TorchServe makes of a body.
+    Small bodies: two batches for each worker, one that it computes and one that has come meanwhile.
+    More would only wait in TorchServe, where no deadline ends it. Large bodies: two for each worker,
+    as each is a batch's work: with ten of 1 MiB in TorchServe at once, a neighbour with one image
+    waited 2.7 s. And no more of either than the heap holds with all the copies that TorchServe
+    makes of a body.
 
     Args:
         archives: what is served.
         workers: by `Archive.key`, how many workers there are.
         heap: bytes of the JVM's heap.
     """
-    wanted: dict[str, int] = {}
+    small: Counter[str] = Counter()
+    large: Counter[str] = Counter()
     for archive in archives:
-        batches = 2 * max(workers.get(archive.key, 1), 1) * archive.batch_size
-        wanted[archive.name] = wanted.get(archive.name, 0) + batches
-    small_slots = max(len(wanted), int(heap * _SMALL_SHARE / (COPIES * SMALL_BODY)))
-    large_slots = max(len(wanted), int(heap * _LARGE_SHARE / (COPIES * MAX_BODY)))
-    scale = min(1.0, small_slots / sum(wanted.values()))
+        count = max(workers.get(archive.key, 1), 1)
+        small[archive.name] += 2 * count * archive.batch_size
+        large[archive.name] += 2 * count
+    room = heap * _BODY_SHARE / COPIES
+    small_scale = min(1.0, room * _SMALL_SHARE / (small.total() * SMALL_BODY))
+    large_scale = min(1.0, room * (1 - _SMALL_SHARE) / (large.total() * MAX_BODY))
     defaults = default_versions(archives)
     return [
         Route(
             name,
-            defaults[name],
+            default,
             tuple(archive.version for archive in archives if archive.name == name),
-            small=max(1, int(batches * scale)),
-            large=max(1, min(batches, large_slots // len(wanted))),
+            small=max(1, int(small[name] * small_scale)),
+            large=max(1, int(large[name] * large_scale)),
         )
-        for name, batches in wanted.items()
+        for name, default in defaults.items()
     ]
 
 

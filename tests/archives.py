@@ -60,14 +60,14 @@ def handle(requests, context):
 """
 
 
-def foreign(store: Path, name: str, handler: str, config: str = "") -> Path:
+def foreign(store: Path, name: str, handler: str, config: str = "", version: str = "1.0") -> Path:
     """An archive of a handler that is not this project's, as another team would bring one."""
     source, yaml = store / f"{name}_handler.py", store / f"{name}.yaml"
     source.write_text(handler)
     yaml.write_text(config or "batchSize: 1\n")
     command = [str(Path(sys.executable).with_name("torch-model-archiver"))]
-    command += ["--model-name", name, "--version", "1.0"]
-    command += ["--handler", str(source), "--config-file", str(yaml)]
+    command += ["--model-name", name, "--version", version]
+    command += ["--handler", str(source), "--config-file", str(yaml), "--force"]
     subprocess.run([*command, "--export-path", str(store)], check=True, env={"TMPDIR": str(store)})
     return store / f"{name}.mar"
 

@@ -1,0 +1,460 @@
+"""What the front door does, against the real server."""
+
+import contextlib
+import hashlib
+import json
+import socket
+import ssl
+import subprocess
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import requests
+
+from loadtest.servers import free_ports, wait_until
+from tests.archives import COUNTING_HANDLER, SLOW_HANDLER, STATUS_HANDLER, foreign
+from tests.serving import ROOT, ServerProcess, serving
+from tests.tls import make_certificate
+
+SEVEN = (ROOT / "samples" / "seven.png").read_bytes()
+# Answers each request with the version in its own code.
+VERSION_HANDLER = """
+def handle(requests, context):
+    if requests is None:
+        return None
+    return [b"{version}"] * len(requests)
+"""
+
+
+@pytest.fixture(scope="module")
+def status_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers with the status that the body asks for."""
+    store = tmp_path_factory.mktemp("store")
+    foreign(store, "status", STATUS_HANDLER)
+    return store
+
+
+def ask(server: ServerProcess, body: Any = b"200", **options: Any) -> requests.Response:
+    return requests.post(server.url("status"), data=body, timeout=60, **options)
+
+
+def address(server: ServerProcess) -> tuple[str, int]:
+    return "127.0.0.1", int(server.inference.rpartition(":")[2])
+
+
+def talk(server: ServerProcess, sent: bytes) -> bytes:
+    """All that the door answers to bytes, until it closes."""
+    with socket.create_connection(address(server), timeout=30) as client:
+        client.sendall(sent)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while part := client.recv(1 << 16):
+                answer += part
+        return answer
+
+
+class TestIds:
+    def test_taken_over_or_made(self, server: ServerProcess) -> None:
+        for path in ("/predictions/mnist", "/predictions/nothing", "/nowhere"):
+            url = server.inference + path
+            mine = requests.post(url, data=SEVEN, headers={"X-Request-Id": "mine-1"}, timeout=60)
+            assert mine.headers["X-Request-Id"] == "mine-1"
+            made = {
+                requests.post(url, data=SEVEN, timeout=60).headers["X-Request-Id"] for _ in range(2)
+            }
+            assert len(made) == 2
+            assert all(uuid.UUID(each) for each in made)
+
+    @pytest.mark.parametrize("bad", ["x" * 129, "with space", "b\xf6se"])
+    def test_one_that_is_not_fit_for_a_log_is_replaced(
+        self, server: ServerProcess, bad: str
+    ) -> None:
+        headers = {"X-Request-Id": bad.encode("latin-1")}
+        response = requests.post(server.url("mnist"), data=SEVEN, headers=headers, timeout=60)
+        assert uuid.UUID(response.headers["X-Request-Id"])
+
+
+class TestAccessLog:
+    def lines(self, server: ServerProcess) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in server.output.splitlines() if line.startswith("{")]
+
+    @pytest.mark.parametrize(
+        ("choice", "statuses"), [("all", [200, 400, 404]), ("errors", [400, 404]), ("none", [])]
+    )
+    def test_a_line_for_each_request_that_is_chosen(
+        self, status_store: Path, choice: str, statuses: list[int]
+    ) -> None:
+        with serving(status_store, ACCESS_LOG=choice) as server:
+            for status in (200, 400):
+                ask(server, f"{status}", headers={"X-Request-Id": f"id-{status}"})
+            requests.post(f'{server.inference}/predictions/"odd', timeout=60)
+            wait_until(lambda: server.accepted() == 3)
+            wait_until(lambda: len(self.lines(server)) >= len(statuses))
+            lines = self.lines(server)
+            assert [line["status"] for line in lines] == statuses
+            if choice != "none":
+                line = lines[statuses.index(400)]
+                assert line["id"] == "id-400"
+                assert (line["model"], line["version"]) == ("status", "1.0")
+                assert (line["method"], line["path"]) == ("POST", "/predictions/status")
+                assert line["bytes_in"] > 3
+                times = [line[f"{what}_ms"] for what in ("waiting", "connecting", "serving")]
+                assert 0 <= sum(times) <= line["total_ms"] + 3
+                assert lines[-1]["path"] == "/predictions/%22odd"
+
+
+class TestTokens:
+    def test_only_those_of_the_file_and_those_it_has_now(
+        self, status_store: Path, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "tokens"
+
+        def admit(*tokens: str) -> None:
+            digests = [hashlib.sha256(token.encode()).hexdigest() for token in tokens]
+            partial = tmp_path / "partial"
+            partial.write_text("".join(f"{digest} name\n" for digest in digests))
+            partial.replace(file)
+
+        def status(token: str | None) -> int:
+            headers = {"Authorization": token} if token is not None else {}
+            return ask(server, headers=headers).status_code
+
+        admit("first", "second")
+        with serving(status_store, TOKEN_FILE=str(file)) as server:
+            assert status("Bearer first") == status("Bearer second") == 200
+            for wrong in (None, "", "first", "Basic first", "Bearer third", "Bearer first second"):
+                assert status(wrong) == 401, wrong
+            refused = ask(server)
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
+            assert refused.json()["code"] == 401
+            assert "expected an Authorization header" in refused.json()["message"]
+            # Probes of the protocol hold no token; everything else of a model needs one.
+            assert (
+                requests.get(f"{server.inference}/v2/health/ready", timeout=60).status_code == 200
+            )
+            assert requests.get(f"{server.inference}/v2/models/x", timeout=60).status_code == 401
+            admit("second", "third")
+            wait_until(lambda: status("Bearer third") == 200)
+            assert status("Bearer first") == 401
+            # A file that cannot be used changes nothing, and is said.
+            file.write_text("not a digest\n")
+            wait_until(lambda: "tokens and certificate stay as they were" in server.output)
+            assert "line 1: expected the SHA-256 of a token" in server.output
+            assert status("Bearer third") == 200
+            assert server.metric("haproxy_frontend_http_responses_total", code="4xx") >= 8
+
+
+def test_rate_limit(status_store: Path) -> None:
+    with serving(status_store, RATE_LIMIT="5") as server:
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: ask(server), range(40)))
+        codes = {answer.status_code for answer in answers}
+        assert codes == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert refused.headers["Retry-After"] == "1"
+        assert refused.json()["message"] == "over 5 requests a second"
+        # Others are not touched, nor is what needs no model.
+        assert requests.get(f"{server.inference}/v2/health/live", timeout=60).status_code == 200
+        wait_until(lambda: ask(server).status_code == 200)
+
+
+class TestTls:
+    def test_http_2_and_a_certificate_that_is_renewed(
+        self, status_store: Path, tmp_path: Path
+    ) -> None:
+        file = make_certificate(tmp_path / "cert.pem")
+        with serving(status_store, TLS_CERTIFICATE=str(file)) as server:
+            url = server.url("status").replace("http:", "https:")
+            command = ["curl", "-sS", "--http2", "--cacert", str(file), "-d", "200", url]
+            done = subprocess.run(
+                [*command, "-o", "/dev/null", "-w", "%{http_code} %{http_version}"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert done.stdout == "200 2"
+            assert talk(server, b"POST / HTTP/1.1\r\nHost: a\r\n\r\n")[:4] != b"HTTP"
+
+            def served() -> str:
+                return ssl.get_server_certificate(address(server))
+
+            before = served()
+            assert before in file.read_text()
+            with requests.Session() as session:
+                session.verify = str(tmp_path / "cert.pem")
+                assert session.post(url, data="200", timeout=60).status_code == 200
+                make_certificate(file)
+                wait_until(lambda: served() != before)
+                # The connection that was there has not been cut.
+                assert session.post(url, data="200", timeout=60).status_code == 200
+            assert served() in file.read_text()
+
+    def test_a_certificate_that_is_none(self, status_store: Path, tmp_path: Path) -> None:
+        (tmp_path / "cert.pem").write_text("nothing\n")
+        with ServerProcess(status_store, TLS_CERTIFICATE=str(tmp_path / "cert.pem")) as server:
+            assert server.wait(60) == 1
+            assert server.last_line.startswith("error: HAProxy did not start: ")
+            assert "cert.pem" in server.last_line
+
+
+def test_cors(status_store: Path) -> None:
+    with serving(status_store, CORS_ORIGINS="https://a.example,http://b:80") as server:
+        preflight = {"Access-Control-Request-Method": "POST"}
+        for origin, allowed in (("https://a.example", True), ("https://c.example", False)):
+            asked = requests.options(
+                server.url("status"), headers=preflight | {"Origin": origin}, timeout=60
+            )
+            answer = ask(server, headers={"Origin": origin})
+            assert answer.status_code == 200
+            if allowed:
+                assert asked.status_code == 204
+                assert "Authorization" in asked.headers["Access-Control-Allow-Headers"]
+                assert answer.headers["Access-Control-Allow-Origin"] == origin
+                assert answer.headers["Vary"] == "Origin"
+            else:
+                assert asked.status_code == 405
+                assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_no_origin_is_allowed_by_default(server: ServerProcess) -> None:
+    headers = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    response = requests.options(server.url("mnist"), headers=headers, timeout=60)
+    assert "Access-Control-Allow-Origin" not in response.headers
+
+
+class TestFraming:
+    """Requests that are HTTP, but not as most clients send them."""
+
+    def test_curl_s_ways_to_send(self, server: ServerProcess, tmp_path: Path) -> None:
+        image = str(ROOT / "samples" / "seven.png")
+        (tmp_path / "x.json").write_text('{"instances": [[0, 1]]}')
+        for options, path, label in (
+            (["-d", '{"instances": [[1, 1]]}'], "xor", 0),
+            (["-d", f"@{tmp_path}/x.json"], "xor", 1),
+            (["--data-binary", f"@{image}"], "mnist", 7),
+            (["-F", f"data=@{image}"], "mnist", 7),
+            (["-T", image], "mnist", 7),
+            (["-H", "Transfer-Encoding: chunked", "--data-binary", f"@{image}"], "mnist", 7),
+            (["-H", "Expect: 100-continue", "--data-binary", f"@{image}"], "mnist", 7),
+            (["-0", "--data-binary", f"@{image}"], "mnist", 7),
+        ):
+            done = subprocess.run(
+                ["curl", "-sS", *options, server.url(path)], capture_output=True, check=True
+            )
+            assert json.loads(done.stdout)["predictions"][0]["label"] == label, options
+
+    @pytest.mark.parametrize("length", [(1 << 20) + 1, 20 << 20])
+    def test_a_body_that_is_too_large_whether_it_says_so_or_not(
+        self, server: ServerProcess, length: int
+    ) -> None:
+        for body in (b"x" * length, iter([b"x" * 65536] * (length // 65536 + 1))):
+            try:
+                response = requests.post(server.url("mnist"), data=body, timeout=60)
+            except requests.ConnectionError:
+                # Sent on after the refusal, which a client in chunks need not look for.
+                assert not isinstance(body, bytes)
+                continue
+            assert response.status_code == 413
+            assert response.json()["code"] == 413
+            assert "the body is over the limit of 1048576 bytes" in response.json()["message"]
+
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            "multipart/form-data",
+            "multipart/form-data; boundary=",
+            "multipart/form-data; boundary=x",
+            'multipart/form-data; boundary="',
+            "multipart/mixed; boundary=x",
+            "multipart/form-data; boundary=" + "x" * 5000,
+            "application/x-www-form-urlencoded",
+            "APPLICATION/X-WWW-FORM-URLENCODED",
+            ";;;",
+        ],
+    )
+    @pytest.mark.parametrize(
+        "body", [b"", b"--x", b"--x\r\n\r\n\r\n--x--", b"%%%=&&", b"\0" * 300, b"--x--\r\n"]
+    )
+    def test_a_content_type_that_the_body_is_not_of(
+        self, server: ServerProcess, content_type: str, body: bytes
+    ) -> None:
+        headers = {"Content-Type": content_type}
+        response = requests.post(server.url("mnist"), data=body, headers=headers, timeout=60)
+        assert response.status_code in (400, 415), response.text
+        assert response.json()["code"] == response.status_code
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"GARBAGE\r\n\r\n",
+            b"POST /predictions/mnist HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+            b"POST /predictions/mnist HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n"
+            b"Content-Length: 2\r\n\r\nab",
+            b"POST /predictions/mnist HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
+        ],
+    )
+    def test_what_is_not_http(self, server: ServerProcess, sent: bytes) -> None:
+        head, _, body = talk(server, sent).partition(b"\r\n\r\n")
+        assert b" 400 " in head.split(b"\r\n")[0]
+        assert json.loads(body)["message"] == "the request is not valid HTTP"
+
+    def test_a_body_that_does_not_come(self, server: ServerProcess) -> None:
+        sent = b"POST /predictions/mnist HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc"
+        head, _, body = talk(server, sent).partition(b"\r\n\r\n")
+        assert b" 408 " in head.split(b"\r\n")[0]
+        assert json.loads(body)["message"] == "the request did not come in time"
+
+
+class TestAdmission:
+    def test_a_slow_sender_holds_no_slot(self, tmp_path: Path) -> None:
+        """Of two slots, with thirty clients that have sent half of a small body."""
+        foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=0))
+        with serving(tmp_path) as server, contextlib.ExitStack() as stack:
+            for length in (100, 10_000):
+                for _ in range(15):
+                    client = stack.enter_context(socket.create_connection(address(server)))
+                    head = f"POST /predictions/slow HTTP/1.1\r\nHost: a\r\nContent-Length: {length}"
+                    client.sendall(f"{head}\r\n\r\n".encode() + b"x" * (length // 2))
+            for _ in range(5):
+                response = requests.post(server.url("slow"), data=b"now", timeout=60)
+                assert response.content == b"now"
+
+    def test_slow_senders_of_large_bodies_hold_none_of_the_others(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=0))
+        with serving(tmp_path) as server, contextlib.ExitStack() as stack:
+            for _ in range(15):
+                client = stack.enter_context(socket.create_connection(address(server)))
+                head = b"POST /predictions/slow HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000"
+                client.sendall(head + b"\r\n\r\n" + b"x" * 100_000)
+            for _ in range(5):
+                response = requests.post(server.url("slow"), data=b"now", timeout=60)
+                assert response.content == b"now"
+
+    def test_a_client_that_has_gone_is_not_computed_for(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "counting", COUNTING_HANDLER, "batchSize: 1\n")
+        with (
+            serving(tmp_path, QUEUE_TIMEOUT_SECONDS="60") as server,
+            ThreadPoolExecutor(2) as pool,
+        ):
+            url = server.url("counting")
+            inside = [pool.submit(requests.post, url, data="x", timeout=60) for _ in range(2)]
+            wait_until(lambda: server.metric("haproxy_backend_current_sessions") == 2)
+            for _ in range(10):
+                with socket.create_connection(address(server)) as client:
+                    client.sendall(
+                        b"POST /predictions/counting HTTP/1.1\r\nHost: a\r\nContent-Length: 1"
+                        b"\r\n\r\nx"
+                    )
+                    wait_until(lambda: server.metric("haproxy_backend_current_queue") == 1)
+                wait_until(lambda: server.metric("haproxy_backend_current_queue") == 0)
+            (server.temporary / "logs" / "open").touch()
+            assert [future.result().status_code for future in inside] == [200, 200]
+            assert server.metric("ts_inference_requests_total") == 2
+
+    def test_health_is_answered_in_overload(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "counting", COUNTING_HANDLER, "batchSize: 1\n")
+        with (
+            serving(tmp_path, QUEUE_TIMEOUT_SECONDS="60") as server,
+            ThreadPoolExecutor(40) as pool,
+        ):
+            post = lambda _: requests.post(server.url("counting"), data="x", timeout=60)  # noqa: E731
+            futures = [pool.submit(post, None) for _ in range(40)]
+            wait_until(lambda: server.metric("haproxy_backend_current_queue") == 38)
+            for path in ("/v2/health/live", "/v2/health/ready"):
+                assert requests.get(server.inference + path, timeout=5).status_code == 200
+            (server.temporary / "logs" / "open").touch()
+            assert {future.result().status_code for future in futures} == {200}
+
+    def test_a_request_that_takes_too_long(self, tmp_path: Path) -> None:
+        foreign(tmp_path, "counting", COUNTING_HANDLER, "batchSize: 1\n")
+        with serving(tmp_path, REQUEST_TIMEOUT_SECONDS="0.3") as server:
+            response = requests.post(server.url("counting"), data="x", timeout=60)
+            assert response.status_code == 504
+            assert response.json() == {
+                "code": 504,
+                "type": "GatewayTimeoutException",
+                "message": "no answer within 0.3 s",
+            }
+            url = f"{server.inference}/v2/models/counting/infer"
+            response = requests.post(url, data="x", timeout=60)
+            assert response.json()["error"] == "no answer within 0.3 s"
+
+
+def test_two_versions_at_once(tmp_path: Path) -> None:
+    for version in ("2.0", "10.0"):
+        handler = VERSION_HANDLER.replace("{version}", version)
+        foreign(tmp_path, "m", handler, version=version).rename(tmp_path / f"m-{version}.mar")
+    with serving(tmp_path) as server:
+        for path, version in (("m/2.0", b"2.0"), ("m/10.0", b"10.0"), ("m", b"10.0")):
+            assert requests.post(server.url(path), data="x", timeout=60).content == version
+        for path, version in (
+            ("/v1/models/m:predict", b"10.0"),
+            ("/v2/models/m/infer", b"10.0"),
+            ("/v2/models/m/versions/2.0/infer", b"2.0"),
+        ):
+            assert requests.post(server.inference + path, data="x", timeout=60).content == version
+        refused = requests.post(f"{server.inference}/v2/models/m/versions/3/infer", timeout=60)
+        assert refused.status_code == 404
+        assert refused.json()["error"] == "model m has no version 3; there are: 10.0, 2.0"
+
+
+class TestGrpc:
+    @pytest.fixture
+    def port(self) -> int:
+        return free_ports(1)[0]
+
+    def call(self, port: int, metadata: list[tuple[str, str]] | None = None) -> bytes:
+        """TorchServe's Ping, without generated code."""
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            ping = channel.unary_unary(
+                "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Ping"
+            )
+            answer: bytes = ping(b"", timeout=60, metadata=metadata)
+            return answer
+
+    def test_closed_unless_it_is_set(self, server: ServerProcess, port: int) -> None:
+        with pytest.raises(grpc.RpcError):
+            self.call(port)
+
+    def test_through_the_door(self, status_store: Path, port: int, tmp_path: Path) -> None:
+        tokens = tmp_path / "tokens"
+        tokens.write_text(hashlib.sha256(b"secret").hexdigest())
+        environment = {"GRPC_ADDRESS": f"http://127.0.0.1:{port}", "TOKEN_FILE": str(tokens)}
+        with serving(status_store, **environment):
+            assert b"Healthy" in self.call(port, [("authorization", "Bearer secret")])
+            with pytest.raises(grpc.RpcError) as refused:
+                self.call(port, [("authorization", "Bearer wrong")])
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server that has just been started."""
+    foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=0))
+    with ServerProcess(tmp_path) as server:
+        yield server
+
+
+def test_requests_while_the_models_load(waiting: ServerProcess) -> None:
+    def answer() -> requests.Response | None:
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.post(waiting.url("slow"), data="x", timeout=60)
+        return None
+
+    first = wait_until(answer)
+    assert first is not None
+    assert first.status_code == 503
+    assert first.headers["Retry-After"] == "1"
+    assert first.json()["message"] == "the models are loading"
+    live, ready = (
+        requests.get(f"{waiting.inference}/v2/health/{what}", timeout=60)
+        for what in ("live", "ready")
+    )
+    assert (live.status_code, ready.status_code) == (200, 503)
+    waiting.wait_until_ready()
+    assert requests.post(waiting.url("slow"), data="x", timeout=60).text == "x"

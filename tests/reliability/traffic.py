@@ -1,0 +1,234 @@
+"""Clients on loopback that say of each request what became of it."""
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from loadtest.arrivals import schedule
+
+LOST = 0
+REFUSED = -1
+TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request.
+
+    Attributes:
+        sent: `time.monotonic` of when it was sent, or was to be sent in an open loop.
+        seconds: from then to the end of the answer.
+        status: of the answer; `LOST` where the connection ended or fell silent without one,
+            `REFUSED` where there was no connection to send it over.
+        body: of the answer.
+    """
+
+    sent: float
+    seconds: float
+    status: int
+    body: bytes = b""
+
+
+class Client:
+    """One keep-alive connection at a time.
+
+    Args:
+        url: of the server, with the path.
+        pause: seconds between the parts of a body that is sent in ten, or 0 to send it as one.
+    """
+
+    def __init__(self, url: str, pause: float = 0.0) -> None:
+        parts = urlsplit(url)
+        self._host, self._port, self._path = parts.hostname, parts.port, parts.path
+        self._pause = pause
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, body: bytes, headers: str = "", sent: float | None = None) -> Outcome:
+        """Send a request, over the connection that is there if it was not told to close."""
+        sent = sent or time.monotonic()
+
+        def outcome(status: int, answer: bytes = b"") -> Outcome:
+            return Outcome(sent, time.monotonic() - sent, status, answer)
+
+        try:
+            if self._streams is None:
+                connecting = asyncio.open_connection(self._host, self._port, limit=1 << 24)
+                self._streams = await asyncio.wait_for(connecting, TIMEOUT_SECONDS)
+        except (OSError, TimeoutError):
+            return outcome(REFUSED)
+        try:
+            status, answer = await asyncio.wait_for(self._exchange(body, headers), TIMEOUT_SECONDS)
+        except (OSError, EOFError, ValueError, TimeoutError):
+            await self.close()
+            return outcome(LOST)
+        return outcome(status, answer)
+
+    async def _exchange(self, body: bytes, headers: str) -> tuple[int, bytes]:
+        assert self._streams
+        reader, writer = self._streams
+        head = f"POST {self._path} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n{headers}"
+        writer.write(f"{head}\r\n".encode())
+        with contextlib.suppress(ConnectionError):  # the answer may have come before the end
+            step = max(1, len(body) // 10) if self._pause else max(1, len(body))
+            for begin in range(0, len(body), step):
+                writer.write(body[begin : begin + step])
+                await writer.drain()
+                if self._pause:
+                    await asyncio.sleep(self._pause)
+        answer_head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        status = int(answer_head.split(" ", 2)[1])
+        length = int(answer_head.partition("content-length:")[2].partition("\r\n")[0])
+        answer = await reader.readexactly(length)
+        if "connection: close" in answer_head:
+            await self.close()
+        return status, answer
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._streams:
+            self._streams[1].close()
+            self._streams = None
+
+
+class Load:
+    """Clients in a thread of their own; in a `with` block they run.
+
+    Args:
+        users: each is called with the load, and ends when `load.over` says so.
+
+    Attributes:
+        outcomes: of all requests so far.
+    """
+
+    def __init__(self, *users: Callable[["Load"], Awaitable[None]]) -> None:
+        self._users = users
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.outcomes: list[Outcome] = []
+
+    def _run(self) -> None:
+        async def run() -> None:
+            await asyncio.gather(*(user(self) for user in self._users))
+
+        asyncio.run(run())
+
+    @property
+    def over(self) -> bool:
+        """Whether users are to send no further request."""
+        return self._over.is_set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Until every user has ended by itself."""
+        self._thread.join()
+
+    @property
+    def statuses(self) -> Counter[int]:
+        """How many requests had each status."""
+        return Counter(outcome.status for outcome in self.outcomes)
+
+
+def keep_alive(
+    url: str,
+    bodies: Sequence[bytes],
+    *,
+    idle: float = 0.0,
+    pause: float = 0.0,
+    headers: str = "",
+    count: int | None = None,
+    one_connection: bool = True,
+) -> Callable[[Load], Awaitable[None]]:
+    """A user that sends one request after the other.
+
+    Args:
+        url: with the path.
+        bodies: in turn.
+        idle: seconds between an answer and the next request.
+        pause: see `Client`.
+        headers: lines of each request.
+        count: of requests, or None to go on until the load is over.
+        one_connection: whether it keeps its connection from request to request.
+    """
+
+    async def user(load: Load) -> None:
+        client = Client(url, pause)
+        number = 0
+        while not load.over and number != count:
+            outcome = await client.ask(bodies[number % len(bodies)], headers)
+            load.outcomes.append(outcome)
+            if outcome.status == REFUSED and load.over:
+                break
+            number += 1
+            if not one_connection:
+                await client.close()
+            await asyncio.sleep(idle if outcome.status != REFUSED else max(idle, 0.01))
+        await client.close()
+
+    return user
+
+
+def open_loop(
+    url: str, body: bytes, rate: float, seconds: float, headers: str = ""
+) -> Callable[[Load], Awaitable[None]]:
+    """A user that sends at a rate, whatever the answers do, over as many connections as it takes."""
+
+    async def user(load: Load) -> None:
+        idle: list[Client] = []
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def one(sent: float) -> None:
+            client = idle.pop() if idle else Client(url)
+            load.outcomes.append(await client.ask(body, headers, sent))
+            idle.append(client)
+
+        start = time.monotonic()
+        for moment in schedule("poisson", rate, start, random.Random(1)):
+            if moment > start + seconds or load.over:
+                break
+            await asyncio.sleep(max(0.0, moment - time.monotonic()))
+            task = asyncio.create_task(one(moment))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+        for client in idle:
+            await client.close()
+
+    return user
+
+
+def percentile(outcomes: Sequence[Outcome], share: float) -> float:
+    """Seconds that so large a share of the requests did not exceed (nearest rank)."""
+    ordered = sorted(outcome.seconds for outcome in outcomes)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def of_status(outcomes: Sequence[Outcome], *statuses: int) -> Iterator[Outcome]:
+    """Those outcomes that have one of these statuses."""
+    return (outcome for outcome in outcomes if outcome.status in statuses)
+
+
+def describe(load: Load) -> dict[str, Any]:
+    """Counts and percentiles for a report, in milliseconds."""
+    good = [*of_status(load.outcomes, 200)]
+    refused = [*of_status(load.outcomes, 429, 503)]
+    return {
+        "sent": len(load.outcomes),
+        "statuses": dict(load.statuses),
+        "p50_ms": round(1e3 * percentile(good, 0.5), 1),
+        "p99_ms": round(1e3 * percentile(good, 0.99), 1),
+        "refused_p99_ms": round(1e3 * percentile(refused, 0.99), 1),
+    }
