@@ -29,7 +29,7 @@ def block(start: str) -> str:
 
 
 def test_every_shell_block_is_executed_here() -> None:
-    executed = ("make serve\n", "make test\n", "curl ", ".venv/bin/python -m training mnist ")
+    executed = ("make serve\n", "make test\n", "curl ", ".venv/bin/python -m training train ")
     assert [text for text in SHELL_BLOCKS if not text.startswith(executed)] == []
 
 
@@ -128,8 +128,9 @@ def test_make_test(checkout: Checkout) -> None:
 
 
 def test_training_by_hand(checkout: Checkout) -> None:
-    printed = checkout.run(block(".venv/bin/python -m training mnist"))
-    assert "mnist 1.0: mlp" in printed
+    printed = checkout.run(block(".venv/bin/python -m training train mnist"))
+    assert "mnist: mlp, " in printed
+    assert "artifacts/mlp/mnist.mar: packed mnist 1.0" in printed
     assert (checkout.directory / "artifacts/mlp/mnist.mar").exists()
 
 
