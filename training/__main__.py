@@ -121,7 +121,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_train, fail=parser.error)
     add = parser.add_argument
     add("model", nargs="?", choices=[*MODELS, "all"], default="all", help="default: all")
-    add("--missing", action="store_true", help="only models of which DIR has no archive")
+    add("--missing", action="store_true", help="only models of which --out has no archive")
     add("--out", type=Path, default=MODEL_STORE, metavar="DIR", help="default: %(default)s")
     add("--arch", metavar="NAME", help="network (default: the first in the model's recipe)")
     add("--epochs", type=_positive, metavar="N", help="passes over the data")
@@ -132,7 +132,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", type=Path, metavar="DIR", help="cache of the data (default: .cache/mnist)")
     add("--hidden", type=_widths, metavar="N,N", help="mlp: layer widths")
     add("--dropout", type=_share, metavar="P", help="mlp: probability, after each hidden layer")
-    add("--batch-norm", action="store_true", help="mlp: normalise each hidden layer")
+    add("--batch-norm", action="store_true", default=None, help="mlp: normalise each hidden layer")
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +162,8 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     add(
         "--stale",
         action="store_true",
-        help="only what DIR lacks, and what the present code would pack differently",
+        help="only models of which --out has no archive, and archives that the present code would "
+        "pack differently; says why",
     )
 
 

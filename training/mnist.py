@@ -90,7 +90,7 @@ RECIPE = Recipe(
     input_bounds=(0, 255),
     architectures={
         "cnn": Architecture(build=cnn, min_accuracy=0.99),
-        "mlp": Architecture(build=mlp, min_accuracy=0.97),
+        "mlp": Architecture(build=mlp, min_accuracy=0.97, has_options=True),
     },
     data=mnist,
     normalise=Normalise(),

@@ -39,11 +39,13 @@ class Architecture:
             normalised float32 [n, ...] to what `Recipe.loss` takes.
         min_accuracy: on the validation split; a model below it is discarded.
         min_confidence: smallest probability of any validation label, likewise.
+        has_options: whether `NetworkOptions` mean anything to it.
     """
 
     build: Callable[[NetworkOptions], nn.Module]
     min_accuracy: float
     min_confidence: float = 0.0
+    has_options: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

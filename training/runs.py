@@ -31,8 +31,12 @@ def make_runs(names: Iterable[str], options: argparse.Namespace) -> list[Run]:
         known = ", ".join(OPTIMIZERS)
         raise UsageError(f"--optimizer {options.optimizer}: expected one of {known}")
     device = torch.device("cuda" if has_cuda and options.device != "cpu" else "cpu")
-    given = {"hidden": options.hidden, "dropout": options.dropout, "batch_norm": options.batch_norm}
-    network = NetworkOptions(**{key: value for key, value in given.items() if value is not None})
+    of_network = {
+        "hidden": options.hidden,
+        "dropout": options.dropout,
+        "batch_norm": options.batch_norm,
+    }
+    given = {name: value for name, value in of_network.items() if value is not None}
     runs = []
     for name in names:
         recipe = load_recipe(name)
@@ -40,6 +44,9 @@ def make_runs(names: Iterable[str], options: argparse.Namespace) -> list[Run]:
         if architecture not in recipe.architectures:
             known = ", ".join(recipe.architectures)
             raise UsageError(f"--arch {architecture}: model {name} has {known}")
+        if given and not recipe.architectures[architecture].has_options:
+            option = next(iter(given)).replace("_", "-")
+            raise UsageError(f"--{option}: network {architecture} of model {name} has no options")
         optimizer = options.optimizer or recipe.optimizer
         default_rate = (
             recipe.learning_rate
@@ -56,7 +63,7 @@ def make_runs(names: Iterable[str], options: argparse.Namespace) -> list[Run]:
             Run(
                 recipe=recipe,
                 architecture=architecture,
-                network=network,
+                network=NetworkOptions(**given),
                 seed=options.seed,
                 device=device,
                 data_directory=options.data_dir or MNIST_DIR,

@@ -30,7 +30,7 @@ def train(run: Run) -> Entry:
         SourceError: there is no training module.
     """
     name = run.recipe.name
-    source_sha256, commit = training_sha256(name), git_commit()  # before they change meanwhile
+    source_sha256, commit = training_sha256(name), _git_commit()  # before they change meanwhile
     data = run.recipe.data(run.data_directory)
     data_sha256 = data.sha256
     directory = cache.directory(name) / _key(run, source_sha256, data_sha256)
@@ -110,7 +110,7 @@ def _key(run: Run, source_sha256: str, data_sha256: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def git_commit() -> str:
+def _git_commit() -> str:
     """The commit checked out, with `-dirty` where files differ from it; empty without git."""
     try:
         commit, status = (

@@ -134,6 +134,18 @@ def test_training_by_hand(checkout: Checkout) -> None:
     assert (checkout.directory / "artifacts/mlp/mnist.mar").exists()
 
 
+def test_changed_handler_code_is_packed_before_it_is_served(tmp_path: Path, store: Path) -> None:
+    checkout = Checkout(tmp_path, store)
+    python = ".venv/bin/python -m training"
+    checkout.run(f"{python} train xor && {python} pack xor")
+    with (checkout.directory / "handler" / "errors.py").open("a") as file:
+        file.write("\n# A remark.\n")
+    printed = checkout.run("make models")  # which `make serve` runs first
+    assert re.search(r"xor\.mar: packed xor 1\.0, TorchScript \w+: handler code changed", printed)
+    assert "mnist.mar: left as it is although handler code changed" in printed
+    assert "packed" not in checkout.run("make models")
+
+
 def test_adding_a_model(checkout: Checkout) -> None:
     for name, text in PYTHON_BLOCKS:
         file = checkout.directory / name

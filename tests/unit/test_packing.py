@@ -74,6 +74,11 @@ class TestPack:
         (store / "xor.mar").unlink()
         pack(cache.newest("xor"), "1.0", store / "xor.mar")
         assert (store / "xor.mar").read_bytes() == first
+        # Both were packed within a second or so: no time may be in there at all.
+        with zipfile.ZipFile(store / "xor.mar") as opened:
+            assert {file.date_time for file in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+            manifest = json.loads(opened.read("MAR-INF/MANIFEST.json"))
+        assert manifest["createdOn"] == "01/01/1980 00:00:00"
 
     def test_neither_torch_nor_data_is_needed(self, store: Path) -> None:
         trained()
