@@ -1,9 +1,9 @@
 """TorchServe archives of trained models: packing, and what is stale in a store.
 
-An archive is replaced without being asked only by the same model: the same name, version and
-TorchScript, with handler code, card or worker settings of now. Anything else in its place (other
-weights, another project's archive) stays unless it is forced out. Two versions of a model are two
-files, `mnist.mar` (1.0) and `mnist-2.0.mar`.
+A version names one TorchScript. An archive is replaced by the same name, version and TorchScript,
+with handler code, card or worker settings of now; other weights or another project's archive are
+replaced only if that is forced. Two versions of a model are two files, `mnist.mar` (1.0) and
+`mnist-2.0.mar`.
 """
 
 import hashlib
@@ -197,7 +197,7 @@ def examine(archive: Archive, entries: list[Entry]) -> State:
 
     Args:
         archive: one of a registered model.
-        entries: those of the same model, the preferred ones first.
+        entries: those of the same model, the one trained last first.
 
     Raises:
         SourceError: the model is not in the source tree.
@@ -205,7 +205,8 @@ def examine(archive: Archive, entries: list[Entry]) -> State:
     if not archive.is_ours:
         return State(remark="not built by this project")
     digest = archive.torchscript_sha256
-    entry = next((e for e in entries if e.card.torchscript_sha256 == digest), None)
+    same = [entry for entry in entries if entry.card.torchscript_sha256 == digest]
+    entry = max(same, key=lambda entry: entry.is_current, default=None)
     wanted = _content(entry, archive.version) if entry else _handler_code(archive.name)
     try:
         source = (entry.card if entry else archive.card()).source_sha256

@@ -12,8 +12,9 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from handler.card import TORCHSCRIPT_FILE, ModelCard
 from training.errors import TrainingError
@@ -78,7 +79,7 @@ def put(entry: Entry, weights: bytes) -> None:
         entry: its directory is one of `directory(entry.card.name)`.
         weights: state dictionary of the network, as `torch.save` writes it.
     """
-    fields = {
+    values = {
         "card": asdict(entry.card),
         "parameters": entry.parameters,
         "max_batch_size": entry.max_batch_size,
@@ -87,7 +88,7 @@ def put(entry: Entry, weights: bytes) -> None:
     content = {
         TORCHSCRIPT_FILE: entry.torchscript,
         _WEIGHTS_FILE: weights,
-        _ENTRY_FILE: json.dumps(fields, indent=1).encode(),
+        _ENTRY_FILE: json.dumps(values, indent=1).encode(),
     }
     target = entry.directory
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,9 +113,9 @@ def load(path: Path) -> Entry:
         content = {name: (path / name).read_bytes() for name in names}
         if (path / _SUMS_FILE).read_text() != _sums(content):
             raise ValueError(f"its files do not match {_SUMS_FILE}")
-        fields = json.loads(content[_ENTRY_FILE])
-        card = ModelCard.from_json(json.dumps(fields.pop("card")))
-        return Entry(directory=path, card=card, torchscript=content[TORCHSCRIPT_FILE], **fields)
+        values = json.loads(content[_ENTRY_FILE])
+        card = _card(values.pop("card"))
+        return Entry(directory=path, card=card, torchscript=content[TORCHSCRIPT_FILE], **values)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CacheError(f"cache entry {path} is corrupt: {error}") from None
 
@@ -165,6 +166,20 @@ def find(reference: str) -> Entry:
     if len({entry.card.torchscript_sha256 for entry in found}) > 1:
         raise CacheError(f"{reference}: several TorchScripts begin so; give more digits")
     return found[0]
+
+
+def _card(values: dict[str, Any]) -> ModelCard:
+    """A card of whatever release wrote it: a new schema of archives is no reason to train again.
+
+    Raises:
+        TypeError: a field is missing.
+    """
+    known: dict[str, Any] = {}
+    for field in fields(ModelCard):
+        if field.name in values:
+            value = values[field.name]
+            known[field.name] = tuple(value) if isinstance(value, list) else value  # JSON has lists
+    return ModelCard(**known)
 
 
 def _sums(content: dict[str, bytes]) -> str:

@@ -231,6 +231,17 @@ class TestStale:
         assert same_remark == remark
         assert read(store / "xor.mar")[TORCHSCRIPT_FILE] == entry.torchscript
 
+    def test_of_equal_models_that_of_the_present_code_is_packed(
+        self, store: Path, tree: Path
+    ) -> None:
+        pack(trained(), "1.0", store / "xor.mar")
+        recipe = tree / "training" / "xor.py"
+        before = recipe.read_text()
+        change(recipe)
+        trained()  # the same weights
+        recipe.write_text(before)
+        assert self.stale(store) == []
+
     def test_weights_trained_since_do_not_replace_others(self, store: Path) -> None:
         pack(trained(), "1.0", store / "xor.mar")
         trained(seed=1)

@@ -1,5 +1,7 @@
 import hashlib
 import io
+import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +176,24 @@ class TestCache:
         assert trained() == entry
         assert f"cache entry {entry.directory} is corrupt: " in capsys.readouterr().out
         assert cache.load(entry.directory) == entry
+
+    def test_another_release_of_the_card_is_read(self) -> None:
+        entry = trained()
+        file = entry.directory / "entry.json"
+        values = json.loads(file.read_bytes())
+        values["card"] |= {"schema": 7, "unknown": 1}
+        file.write_text(json.dumps(values))
+        names = ("model.pt", "weights.pt", "entry.json")
+        sums = cache._sums({name: (entry.directory / name).read_bytes() for name in names})
+        (entry.directory / "SHA256SUMS").write_text(sums)
+        assert cache.load(entry.directory) == entry
+        checked = subprocess.run(
+            ["sha256sum", "--check", "SHA256SUMS"],
+            cwd=entry.directory,
+            check=False,
+            capture_output=True,
+        )
+        assert checked.returncode == 0
 
     def test_an_interruption_leaves_no_half_entry(
         self, entries: Path, monkeypatch: pytest.MonkeyPatch
