@@ -7,7 +7,7 @@ SETUP := $(VENV)/.installed
 DEPLOY_VENV := .venv-deploy
 DEPLOY_SETUP := $(DEPLOY_VENV)/.installed
 
-.PHONY: help setup train serve test deploy-tools check loadtest bench bench-gpu image manifests clean
+.PHONY: help setup train models serve test deploy-tools check loadtest bench bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -30,11 +30,15 @@ $(DEPLOY_SETUP): deploy/requirements.txt $(SETUP)
 	@$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-train: $(SETUP) ## train every model and build its archive in model_store
-	@$(PY) -m training all
+train: $(SETUP) ## train every model and pack its archive into model_store (ARGS=--force replaces other weights)
+	@$(PY) -m training train
+	@$(PY) -m training pack $(ARGS)
 
-serve: $(SETUP) ## train what is missing, then serve until Ctrl-C
-	@$(PY) -m training all --missing
+models: $(SETUP) ## train the models that model_store lacks, and pack what is stale
+	@$(PY) -m training train --missing
+	@$(PY) -m training pack --stale
+
+serve: models ## bring model_store up to date, then serve until Ctrl-C
 	@$(PY) -m server
 
 test: $(SETUP) $(DEPLOY_SETUP) ## run every test
@@ -49,19 +53,16 @@ check: $(SETUP) ## check format, lint and types
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
-loadtest: $(SETUP) ## load the server with Locust for a minute and judge it (starts one if none answers)
-	@$(PY) -m training all --missing
+loadtest: models ## load the server with Locust for a minute and judge it (starts one if none answers)
 	@$(PY) -m loadtest run
 
-bench: $(SETUP) ## measure this service beside plain TorchServe, with wrk (10 minutes)
-	@$(PY) -m training all --missing
+bench: models ## measure this service beside plain TorchServe, with wrk (10 minutes)
 	@$(PY) -m bench.__main__
 
 bench-gpu: $(SETUP) ## measure the forward on a GPU beside a bare CUDA graph
 	@$(PY) -m bench.gpu
 
-image: $(SETUP) ## build the image of the service (ARGS="--torch cu130" for GPUs)
-	@$(PY) -m training all --missing
+image: models ## build the image of the service (ARGS="--torch cu130" for GPUs)
 	@$(PY) -m deploy.image $(ARGS)
 
 manifests: $(SETUP) $(DEPLOY_SETUP) ## render every overlay of deploy/kubernetes

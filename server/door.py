@@ -9,7 +9,6 @@ models after another and then the first again.
 import contextlib
 import http.client
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -226,7 +225,6 @@ class Door:
             inference_socket=inference_socket,
             grpc_port=grpc_port,
             token_map=token_map,
-            error_files=write_error_files(self._directory),
         )
 
     def _wait_until_open(self) -> None:
@@ -315,7 +313,7 @@ class Door:
         if self._exporter is None:
             self._exporter = UnixConnection(self._metrics_socket, timeout=0.5)
         try:
-            answer = self._exporter.get("/metrics?scope=global&scope=frontend&scope=backend")
+            answer = self._exporter.get("/metrics")
         except (OSError, http.client.HTTPException):
             self._exporter.close()
             self._exporter = None
@@ -384,24 +382,6 @@ def render(settings: Settings, routes: Sequence[Route], **values: object) -> str
         milliseconds=lambda seconds: max(1, round(1000 * seconds)),
         **values,
     )
-
-
-def write_error_files(directory: Path) -> dict[int, Path]:
-    """Whole answers to what is not a request, by status."""
-    problems = {
-        400: ("Bad Request", "BadRequestException", "the request is not valid HTTP"),
-        408: ("Request Timeout", "RequestTimeoutException", "the request did not come in time"),
-    }
-    files = {}
-    for status, (phrase, kind, message) in problems.items():
-        body = json.dumps({"code": status, "type": kind, "message": message}) + "\n"
-        head = (
-            f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        files[status] = directory / f"{status}.http"
-        files[status].write_bytes((head + body).encode())
-    return files
 
 
 def find_haproxy(scratch: Path) -> tuple[Path, dict[str, str]]:

@@ -1,6 +1,7 @@
 """Server-level metrics: readiness, restarts, queues, memory, and answers as clients saw them."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -160,7 +161,15 @@ class ServerMetrics(Collector):
 
 
 def _of_clients(door: str) -> bytes:
-    lines = []
+    waiting: Counter[str] = Counter()
+    pattern = r'^haproxy_server_current_queue\{proxy="model:([^"]+)",[^}]*\} (\S+)$'
+    for model, value in re.findall(pattern, door, re.MULTILINE):
+        waiting[model] += int(value)
+    lines = [
+        "# HELP serving_waiting_requests Requests that wait in the door for their turn.",
+        "# TYPE serving_waiting_requests gauge",
+        *(f'serving_waiting_requests{{model="{model}"}} {n}' for model, n in waiting.items()),
+    ]
     for name, ours, text in _OF_CLIENTS:
         lines += [f"# HELP {ours} {text}", f"# TYPE {ours} counter"]
         pattern = rf'^{name}\{{proxy="model:([^"]+)"(,code="[^"]+")?\}} (\S+)$'

@@ -1,11 +1,11 @@
-"""Archives that no training makes: of another handler, damaged, altered."""
+"""Archives that training does not make: with another handler, damaged, altered."""
 
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
-# Answers every request of a batch with its own body, after a while; knows nothing of `handler`.
+from training.archive import run_archiver
+
+# Answers every request of a batch with its own body after a delay; knows nothing of `handler`.
 SLOW_HANDLER = """
 import time
 
@@ -16,7 +16,7 @@ def handle(requests, context):
     return [bytes(request["body"]) for request in requests]
 """
 
-# Answers each request with the size of its batch, but not before a file appears.
+# Answers each request with the size of its batch, once a file has appeared.
 COUNTING_HANDLER = """
 import os, pathlib, time
 
@@ -30,7 +30,7 @@ def handle(requests, context):
     return [str(len(requests)).encode()] * len(requests)
 """
 
-# Dies when it is told to, and cannot be loaded after that.
+# Dies at the first request, and cannot be loaded after that.
 DYING_HANDLER = """
 import os, pathlib
 
@@ -61,19 +61,15 @@ def handle(requests, context):
 
 
 def foreign(store: Path, name: str, handler: str, config: str = "", version: str = "1.0") -> Path:
-    """An archive of a handler that is not this project's, as another team would bring one."""
+    """An archive with a handler of another team's, not this project's."""
     source, yaml = store / f"{name}_handler.py", store / f"{name}.yaml"
     source.write_text(handler)
     yaml.write_text(config or "batchSize: 1\n")
-    command = [str(Path(sys.executable).with_name("torch-model-archiver"))]
-    command += ["--model-name", name, "--version", version]
-    command += ["--handler", str(source), "--config-file", str(yaml), "--force"]
-    subprocess.run([*command, "--export-path", str(store)], check=True, env={"TMPDIR": str(store)})
-    return store / f"{name}.mar"
+    return run_archiver(store, name, version, source, "--config-file", yaml, "--force")
 
 
 def altered(archive: Path, target: Path, changes: dict[str, bytes]) -> Path:
-    """A copy with other content for some files."""
+    """A copy in which some files have other content."""
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             new.writestr(name, changes.get(name, old.read(name)))

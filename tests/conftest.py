@@ -1,6 +1,5 @@
-"""Fixtures that every room of the tests shares: real data, trained models, a running server."""
+"""Fixtures that all tests share: real data, trained models, a running server."""
 
-import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from server.store import StoreError
 from tests.serving import ROOT, ServerProcess, serving
-from training.archive import is_current, source_sha256
-from training.data import MNIST_DIR, Data, mnist
-from training.registry import RECIPES
+from training.data import MNIST_DIR, Data
+from training.mnist_data import mnist
+from training.registry import MODELS
 
 
 @pytest.fixture(scope="session")
@@ -21,28 +19,15 @@ def mnist_data() -> Data:
 
 
 @pytest.fixture(scope="session")
-def store() -> Path:
-    """A model store with both models, trained as a user would train them.
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with all models, made as a user would make it.
 
-    What was trained before, by `make train` or by an earlier run, is used as long as it was made
-    with the code and pins that are here now.
+    What the present training code trained before is packed again, with the handler code of now.
     """
-    names = list(RECIPES)
-    digest = hashlib.sha256("".join(source_sha256(name) for name in names).encode()).hexdigest()
-    cached = ROOT / ".cache" / "models" / digest[:16]
-    for candidate in (ROOT / "model_store", cached):
-        if all(_is_current(candidate, name) for name in names):
-            return candidate
-    command = [sys.executable, "-m", "training", "all", "--out", str(cached)]
-    subprocess.run(command, cwd=ROOT, check=True)
-    return cached
-
-
-def _is_current(store: Path, name: str) -> bool:
-    try:
-        return is_current(store / f"{name}.mar", name)
-    except StoreError:
-        return False
+    directory = tmp_path_factory.mktemp("store")
+    for command in (["train"], ["pack", "--out", str(directory)]):
+        subprocess.run([sys.executable, "-m", "training", *command], cwd=ROOT, check=True)
+    return directory
 
 
 @pytest.fixture(scope="session")
@@ -50,5 +35,5 @@ def server(store: Path) -> Iterator[ServerProcess]:
     """One server with both models, and the workers that a user gets, for all tests that leave it
     as it was.
     """
-    with serving(store, *RECIPES, TS_DEFAULT_WORKERS_PER_MODEL="2") as running:
+    with serving(store, *MODELS, TS_DEFAULT_WORKERS_PER_MODEL="2") as running:
         yield running

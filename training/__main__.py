@@ -1,135 +1,229 @@
-"""`python -m training`: train models and pack them as archives."""
+"""`python -m training`: train models, pack them as archives, list and compare them.
+
+`train` leaves a model in the cache; what it trained before with the same code, data, settings and
+seed is not trained again. `pack` makes an archive of it with the handler code of now.
+"""
 
 import argparse
+import math
+import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import torch
+from training import cache
+from training.archive import DEFAULT_VERSION, archive_file, archives_of, pack, pack_stale
+from training.errors import TrainingError
+from training.listing import table
+from training.registry import MODELS
 
-from server.store import StoreError
-from training import report
-from training.archive import ArchiveError, is_current
-from training.data import MNIST_DIR, DataError
-from training.export import ExportError
-from training.loop import OPTIMIZERS
-from training.pipeline import GateError, Run, make
-from training.recipe import NetworkOptions
-from training.registry import RECIPES
+# Modules that import torch, which takes a second, are imported by the commands that need it: no
+# others are on the way of `make serve`.
 
+MODEL_STORE = Path("model_store")
 INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command.
+    """Run a command.
 
     Returns:
-        The exit code: 0 archived, 1 failed or under the gate, 2 wrong usage, 130 interrupted.
+        The exit code: 0 done, 1 failed or under the gate, 2 wrong usage, 130 interrupted.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    runs = _runs(parser, options)
+    options = _parser().parse_args(arguments)
     try:
-        for run in runs:
-            file = run.store / f"{run.recipe.name}.mar"
-            if options.missing and file.exists():
-                report.line(f"{file} is there already{_age(file, run.recipe.name)}")
-            else:
-                make(run)
-    except (ArchiveError, DataError, ExportError, GateError) as error:
+        code: int = options.command(options)
+    except (TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: the model in training was not archived", file=sys.stderr)
+        print("interrupted: what was unfinished was discarded", file=sys.stderr)
         return INTERRUPTED
+    return code
+
+
+def _train(options: argparse.Namespace) -> int:
+    names = []
+    for name in _names(options.model):
+        archives = archives_of(name, options.out) if options.missing else []
+        if archives:
+            print(f"{archives[0].file} is there")
+        else:
+            names.append(name)
+    if names:
+        from training.runs import UsageError, make_runs
+        from training.train import summary, train
+
+        try:
+            runs = make_runs(names, options)
+        except UsageError as error:
+            options.fail(str(error))
+        for run in runs:
+            print(summary(train(run)))
     return 0
 
 
-def _age(file: Path, name: str) -> str:
-    """A remark on an archive that the code here would build differently."""
-    try:
-        if is_current(file, name):
-            return ""
-    except StoreError:
-        return ""  # which the server will complain of
-    return ", made with other code: `make train` builds it anew"
+def _pack(options: argparse.Namespace) -> int:
+    """Pack each model, whether or not another fails."""
+    if options.stale and (options.version or options.force or "@" in options.model):
+        options.fail(
+            "--stale keeps each archive's version and model: no --version, --force, @DIGEST"
+        )
+    version = options.version or DEFAULT_VERSION
+    failed = False
+    for reference in _names(options.model):
+        try:
+            if options.stale:
+                for line in pack_stale(reference, options.out):
+                    print(line)
+            else:
+                entry = cache.find(reference)
+                file = archive_file(options.out, entry.card.name, version)
+                print(pack(entry, version, file, force=options.force))
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+def _list(options: argparse.Namespace) -> int:
+    print(table(options.out))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from training.compare import candidate, compare
+    from training.data import MNIST_DIR
+
+    first, second = map(candidate, options.model)
+    print(compare(first, second, options.data_dir or MNIST_DIR))
+    return 0
+
+
+def _names(model: str) -> list[str]:
+    return list(MODELS) if model == "all" else [model]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    add = parser.add_argument
-    architectures = sorted({name for recipe in RECIPES.values() for name in recipe.architectures})
-    add("model", choices=[*RECIPES, "all"], help="what to train")
-    add("--missing", action="store_true", help="skip models whose archive is there")
-    add("--arch", choices=architectures, help="network (default: the model's first)")
-    add("--epochs", type=_count, metavar="N", help="passes over the data (default: the model's)")
-    add("--seed", type=int, default=0, metavar="N", help="of all randomness (default: 0)")
-    add("--optimizer", choices=OPTIMIZERS, help="default: the model's")
-    add("--learning-rate", type=float, metavar="R", help="default: the optimizer's")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
-    add("--data-dir", type=Path, default=MNIST_DIR, metavar="DIR", help="default: %(default)s")
-    add("--out", type=Path, default=Path("model_store"), metavar="DIR", help="default: %(default)s")
-    default = NetworkOptions()
-    add("--hidden", type=_widths, default=default.hidden, metavar="N,N", help="mlp: layer widths")
-    add("--dropout", type=float, default=default.dropout, metavar="P", help="mlp: default 0")
-    add("--batch-norm", action="store_true", help="mlp: normalise each hidden layer")
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", help="train models into the cache"))
+    _add_pack(commands.add_parser("pack", help="make archives of trained models"))
+    _add_list(commands.add_parser("list", help="list archives and trained models"))
+    _add_compare(commands.add_parser("compare", help="compare two trained models"))
     return parser
 
 
-def _count(text: str) -> int:
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_train, fail=parser.error)
+    add = parser.add_argument
+    add("model", nargs="?", choices=[*MODELS, "all"], default="all", help="default: all")
+    add("--missing", action="store_true", help="only models of which --out has no archive")
+    add("--out", type=Path, default=MODEL_STORE, metavar="DIR", help="default: %(default)s")
+    add("--arch", metavar="NAME", help="network (default: the first in the model's recipe)")
+    add("--epochs", type=_positive, metavar="N", help="passes over the data")
+    add("--seed", type=_natural, default=0, metavar="N", help="of all randomness (default: 0)")
+    add("--optimizer", metavar="NAME", help="such as sgd or adamw; a wrong name lists all")
+    add("--learning-rate", type=_rate, metavar="R", help="default: the optimizer's")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    add("--data-dir", type=Path, metavar="DIR", help="cache of the data (default: .cache/mnist)")
+    add("--hidden", type=_widths, metavar="N,N", help="mlp: layer widths")
+    add("--dropout", type=_share, metavar="P", help="mlp: probability, after each hidden layer")
+    add("--batch-norm", action="store_true", default=None, help="mlp: normalise each hidden layer")
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_pack, fail=parser.error)
+    parser.description = (
+        "Packs what the present training code trained last, or the TorchScript whose SHA-256 "
+        "begins with DIGEST. Only the same model is replaced: the same name, version and "
+        "TorchScript, with the handler code of now."
+    )
+    add = parser.add_argument
+    add(
+        "model",
+        nargs="?",
+        type=_reference,
+        default="all",
+        metavar="NAME[@DIGEST]",
+        help=f"one of {', '.join(MODELS)}, or all (default: all)",
+    )
+    add("--out", type=Path, default=MODEL_STORE, metavar="DIR", help="default: %(default)s")
+    add(
+        "--version",
+        type=_version,
+        metavar="V",
+        help=f"default: {DEFAULT_VERSION}, which is NAME.mar; another is NAME-V.mar",
+    )
+    add("--force", action="store_true", help="replace another archive of the name and version")
+    add(
+        "--stale",
+        action="store_true",
+        help="only models of which --out has no archive, and archives that the present code would "
+        "pack differently; says why",
+    )
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_list)
+    parser.add_argument(
+        "--out", type=Path, default=MODEL_STORE, metavar="DIR", help="default: %(default)s"
+    )
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_compare)
+    parser.description = "Compares on the validation split."
+    add = parser.add_argument
+    add("model", nargs=2, metavar="NAME[@DIGEST]|FILE.mar", help="trained model or archive")
+    add("--data-dir", type=Path, metavar="DIR", help="cache of the data (default: .cache/mnist)")
+
+
+def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return number
 
 
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
+    return number
+
+
+def _rate(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected over 0, got {text}")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"expected 0 to under 1, got {text}")
+    return number
+
+
 def _widths(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
+    return tuple(_positive(part) for part in text.split(","))
 
 
-def _runs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Run]:
-    """A run for each model asked for; ends the program where the options do not fit it."""
-    if not 0 <= options.dropout < 1:
-        parser.error(f"--dropout: expected 0 to under 1, got {options.dropout}")
-    if options.learning_rate is not None and not options.learning_rate > 0:
-        parser.error(f"--learning-rate: expected over 0, got {options.learning_rate}")
-    if options.seed < 0:
-        parser.error(f"--seed: expected 0 or more, got {options.seed}")
-    has_cuda = torch.cuda.is_available()
-    if options.device == "cuda" and not has_cuda:
-        parser.error("--device cuda: torch finds no CUDA device")
-    device = torch.device("cuda" if has_cuda and options.device != "cpu" else "cpu")
-    runs = []
-    for name in RECIPES if options.model == "all" else [options.model]:
-        recipe = RECIPES[name]
-        architecture = options.arch or next(iter(recipe.architectures))
-        if architecture not in recipe.architectures:
-            known = ", ".join(recipe.architectures)
-            parser.error(f"--arch {architecture}: model {name} has {known}")
-        optimizer = options.optimizer or recipe.optimizer
-        default_rate = (
-            recipe.learning_rate
-            if optimizer == recipe.optimizer
-            else OPTIMIZERS[optimizer].learning_rate
-        )
-        recipe = replace(
-            recipe,
-            epochs=options.epochs or recipe.epochs,
-            optimizer=optimizer,
-            learning_rate=options.learning_rate or default_rate,
-        )
-        runs.append(
-            Run(
-                recipe=recipe,
-                architecture=architecture,
-                network=NetworkOptions(options.hidden, options.dropout, options.batch_norm),
-                seed=options.seed,
-                device=device,
-                data_directory=options.data_dir,
-                store=options.out,
-            )
-        )
-    return runs
+def _version(text: str) -> str:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", text):
+        raise argparse.ArgumentTypeError(f"expected numbers and dots, such as 2.0, got {text}")
+    return text
+
+
+def _reference(text: str) -> str:
+    if not (text == "all" or text.partition("@")[0] in MODELS):
+        raise argparse.ArgumentTypeError(f"expected all or one of {', '.join(MODELS)}, got {text}")
+    return text
 
 
 if __name__ == "__main__":

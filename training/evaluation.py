@@ -1,4 +1,4 @@
-"""How good a network is on a split."""
+"""Metrics of a model on a split."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,11 +17,11 @@ class Evaluation:
     """Metrics of one split.
 
     Attributes:
-        instances: how many.
-        accuracy: share whose most probable class is the label.
-        log_loss: mean of minus the logarithm of the label's probability.
-        min_confidence: the label's probability where it is least.
-        label_shares: how often each class was answered.
+        instances: number of instances.
+        accuracy: share of instances whose most probable class is the label.
+        log_loss: mean negative logarithm (base e) of the label's probability.
+        min_confidence: smallest probability that any label was given.
+        label_shares: share of the instances that each class was predicted for.
     """
 
     instances: int
@@ -31,7 +31,7 @@ class Evaluation:
     label_shares: tuple[float, ...]
 
     def rounded(self) -> dict[str, Any]:
-        """As a dictionary, to six digits."""
+        """As a dictionary, rounded to six decimal places."""
         return {
             name: [round(share, 6) for share in value]
             if isinstance(value, tuple)
@@ -42,12 +42,12 @@ class Evaluation:
 
 @torch.inference_mode()
 def predict(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Probabilities of instances [n, ...] as float32 [n, classes], on the CPU, batch by batch."""
+    """Probabilities, float32 [n, classes] on the CPU, of instances [n, ...], batch by batch."""
     return torch.cat([model(part).cpu() for part in x.split(_BATCH)])
 
 
 def evaluate(model: nn.Module, split: Split) -> Evaluation:
-    """Measure a model that answers probabilities, in evaluation mode."""
+    """Evaluate a model that outputs probabilities and is in evaluation mode."""
     probabilities = predict(model, split.x)
     labels = split.y.cpu()
     answers = probabilities.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""From a trained network to TorchScript that serves requests as they come."""
+"""From a trained network to TorchScript that takes instances as requests have them."""
 
 import io
 import re
@@ -7,18 +7,19 @@ import zipfile
 import torch
 from torch import nn
 
+from training.errors import TrainingError
 from training.evaluation import predict
 
 _TOLERANCE = 1e-5
 _CLASS_NUMBER = re.compile(rb"[./]___torch_mangle_\d+")
 
 
-class ExportError(Exception):
-    """TorchScript and the eager network disagree."""
+class ExportError(TrainingError):
+    """TorchScript and the eager network differ; the message says by how much."""
 
 
 class ServedModel(nn.Module):
-    """The network between the numbers of a request and the probabilities of an answer.
+    """A network with the steps before and after it: from a request's numbers to probabilities.
 
     Args:
         normalise: float32 [n, *input_shape] to the network's input.
@@ -44,7 +45,7 @@ class ServedModel(nn.Module):
 
 
 def to_torchscript(model: ServedModel, x: torch.Tensor) -> bytes:
-    """Script a trained model, freeze it and check that it answers as before.
+    """Script a trained model, freeze it and check that its output is the same.
 
     Args:
         model: in evaluation mode, on the CPU.
@@ -54,7 +55,7 @@ def to_torchscript(model: ServedModel, x: torch.Tensor) -> bytes:
         The TorchScript file; the same weights give the same bytes wherever they were trained.
 
     Raises:
-        ExportError: another label, or a probability that differs by over 1e-5.
+        ExportError: a label differs, or a probability differs by more than 1e-5 or is NaN.
     """
     content = _save(torch.jit.freeze(torch.jit.script(model)))
     loaded = torch.jit.load(io.BytesIO(content))
@@ -70,10 +71,10 @@ def to_torchscript(model: ServedModel, x: torch.Tensor) -> bytes:
 
 
 def _save(frozen: torch.jit.ScriptModule) -> bytes:
-    """Save a frozen module, of which one class is left, so that equal modules give equal bytes.
+    """Save a frozen module, which has a single class, so that equal modules give equal bytes.
 
-    Torch itself records the paths of the source files, and numbers the class by how many this
-    process has scripted before.
+    Torch records the paths of the source files, and numbers the class by how many this process has
+    scripted before.
     """
     saved, cleaned = io.BytesIO(), io.BytesIO()
     torch.jit.save(frozen, saved)
@@ -86,7 +87,7 @@ def _save(frozen: torch.jit.ScriptModule) -> bytes:
                 content = _CLASS_NUMBER.sub(b"", content)
             target.writestr(_CLASS_NUMBER.sub(b"", name.encode()).decode(), content)
     cleaned.seek(0)
-    # Loaded and saved once more, torch aligns the weights in the file as it wants them.
+    # Loading and saving once more makes torch align the weights in the file.
     resaved = io.BytesIO()
     torch.jit.save(torch.jit.load(cleaned), resaved)
     return resaved.getvalue()

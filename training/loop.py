@@ -16,11 +16,11 @@ from training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimiser that the command line offers.
+    """An optimizer that the command line offers.
 
     Attributes:
-        make: from parameters, `lr` and `weight_decay` to the optimiser.
-        learning_rate: where neither the command line nor the recipe gives one for it.
+        make: from parameters, `lr` and `weight_decay` to the optimizer.
+        learning_rate: used where neither the command line nor the recipe sets one.
     """
 
     make: Callable[..., torch.optim.Optimizer]
@@ -37,11 +37,11 @@ OPTIMIZERS = {
 
 
 def seed_everything(seed: int) -> None:
-    """Make what follows repeat bit for bit on the same machine with as many threads.
+    """Make what follows reproducible bit for bit on the same machine with as many threads.
 
-    Torch raises where an operation has no such implementation.
+    Torch raises where an operation has no deterministic implementation.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's condition for it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by CUDA
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
 
@@ -50,11 +50,11 @@ def fit(model: ServedModel, recipe: Recipe, train: Split, *, seed: int, descript
     """Fit the network of a model to a training split, and leave it in evaluation mode.
 
     Args:
-        model: on the device where it is to be trained.
-        recipe: epochs, optimiser, loss and augmentation.
+        model: on the device to train on.
+        recipe: epochs, optimizer, loss and augmentation.
         train: on the same device.
         seed: of the order of instances and of the augmentation.
-        description: what the progress bar is labelled with.
+        description: label of the progress bar.
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(recipe.batch_size or len(train), len(train))
@@ -70,7 +70,7 @@ def fit(model: ServedModel, recipe: Recipe, train: Split, *, seed: int, descript
         else None
     )
     model.train()
-    # Where nobody watches a terminal, a line every 10 s is enough for a log.
+    # Without a terminal, a line every 10 s is enough for a log.
     with tqdm(total=steps, desc=description, unit="step", mininterval=_interval()) as progress:
         for order in _batches(len(train), size, recipe.epochs, generator):
             x = train.x[order]
@@ -93,7 +93,7 @@ def _interval() -> float:
 def _batches(
     count: int, size: int, epochs: int, generator: torch.Generator
 ) -> Iterator[torch.Tensor]:
-    """Indices of each batch; the instances left over at an epoch's end come in another one."""
+    """Indices of each batch; the incomplete batch at the end of an epoch is dropped."""
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator)
         yield from order[: count // size * size].split(size)

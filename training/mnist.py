@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.data import mnist
+from training.mnist_data import mnist
 from training.recipe import Architecture, NetworkOptions, Recipe
 
 
 class Normalise(nn.Module):
-    """Gives pixels mean 0 and variance 1."""
+    """Scales pixels to mean 0 and variance 1."""
 
     # Of all training pixels.
     mean: Final = 33.318
@@ -37,7 +37,7 @@ def cnn(_: NetworkOptions) -> nn.Module:
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.MaxPool2d(2),
-            nn.ReLU(),  # the same before the pooling, but on four times as many numbers
+            nn.ReLU(),  # before the pooling it would do the same on four times as many numbers
         ]
     network = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(64 * 3 * 3, 10))
     # With channels first, pooling is most of the forward on a CPU: 205 us an image at batch 32 on
@@ -79,7 +79,7 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with a little label smoothing (Szegedy et al. 2016)."""
+    """Cross-entropy with label smoothing (Szegedy et al. 2016)."""
     return functional.cross_entropy(logits, labels, label_smoothing=0.02)
 
 
@@ -90,7 +90,7 @@ RECIPE = Recipe(
     input_bounds=(0, 255),
     architectures={
         "cnn": Architecture(build=cnn, min_accuracy=0.99),
-        "mlp": Architecture(build=mlp, min_accuracy=0.97),
+        "mlp": Architecture(build=mlp, min_accuracy=0.97, has_options=True),
     },
     data=mnist,
     normalise=Normalise(),

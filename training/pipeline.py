@@ -1,25 +1,27 @@
-"""One model from data to archive: train, evaluate, gate, export, pack."""
+"""One model from data to TorchScript: fit, evaluate, gate, export.
 
-import hashlib
+This module and what it imports decide the weights, and a change of their code trains the model
+anew. What does not belongs elsewhere.
+"""
+
 import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+from tqdm import tqdm
 
-from handler.card import ModelCard
-from training import archive, report
 from training.data import Data
+from training.errors import TrainingError
 from training.evaluation import Evaluation, evaluate, predict
 from training.export import ServedModel, to_torchscript
 from training.loop import fit, seed_everything
 from training.recipe import Architecture, NetworkOptions, Recipe
 
-VERSION = "1.0"
 
-
-class GateError(Exception):
-    """The model is not good enough to be archived; the message says by what."""
+class GateError(TrainingError):
+    """The model misses a threshold; the message says which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +29,12 @@ class Run:
     """What the command line asked for.
 
     Attributes:
-        recipe: with the changes asked for.
+        recipe: with the requested changes.
         architecture: a name among the recipe's.
         network: options of the network.
         seed: the first to try.
         device: where to train.
         data_directory: cache of the data.
-        store: directory of the archives.
     """
 
     recipe: Recipe
@@ -42,53 +43,50 @@ class Run:
     seed: int
     device: torch.device
     data_directory: Path
-    store: Path
 
 
-def make(run: Run) -> Path:
-    """Train a model and archive it.
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training a model results in.
 
-    Returns:
-        The archive's path.
+    Attributes:
+        network: on the CPU, in evaluation mode.
+        torchscript: content of the TorchScript file.
+        seed: the one that the weights came from.
+        validation: metrics of the network.
+        test: metrics of the TorchScript.
+        example: index of the first validation instance that the TorchScript labels correctly.
+    """
+
+    network: nn.Module
+    torchscript: bytes
+    seed: int
+    validation: Evaluation
+    test: Evaluation
+    example: int
+
+
+def train(run: Run, data: Data) -> Trained:
+    """Train a model.
 
     Raises:
-        DataError: the data cannot be had.
-        GateError: the model fell short; the store is as it was.
-        ExportError: TorchScript does not answer as the network does; likewise.
-        ArchiveError: the archive cannot be built; likewise.
+        GateError: the model missed a threshold.
+        ExportError: TorchScript does not answer as the network does.
     """
-    recipe = run.recipe
-    archive.handler_files(recipe.name)  # before minutes of training, not after
-    data = recipe.data(run.data_directory)
-    model, seed, validation = _train(run, data)
-    content = to_torchscript(model, data.validation.x)
-    scripted = torch.jit.load(io.BytesIO(content))
-    test = evaluate(scripted, data.test)
-    example = _first_right(scripted, data)
-    card = ModelCard(
-        name=recipe.name,
-        version=VERSION,
-        architecture=run.architecture,
-        classes=recipe.classes,
-        input_shape=recipe.input_shape,
-        input_bounds=recipe.input_bounds,
-        normalisation=recipe.normalisation,
-        data_sha256=data.sha256,
-        source_sha256=archive.source_sha256(recipe.name),
+    model, seed, validation = _fit_until_good(run, data)
+    torchscript = to_torchscript(model, data.validation.x)
+    scripted = torch.jit.load(io.BytesIO(torchscript))
+    return Trained(
+        network=model.network,
+        torchscript=torchscript,
         seed=seed,
-        libraries=archive.library_versions(),
-        git_commit=archive.git_commit(),
-        metrics={"validation": validation.rounded(), "test": test.rounded()},
-        torchscript_sha256=hashlib.sha256(content).hexdigest(),
-        example={"instances": [data.validation.x[example].tolist()]},
-        example_label=int(data.validation.y[example]),
+        validation=validation,
+        test=evaluate(scripted, data.test),
+        example=_first_correct(scripted, data),
     )
-    file = archive.build(recipe, card, content, run.store)
-    report.summary(card, file, parameters=sum(p.numel() for p in model.parameters()))
-    return file
 
 
-def _train(run: Run, data: Data) -> tuple[ServedModel, int, Evaluation]:
+def _fit_until_good(run: Run, data: Data) -> tuple[ServedModel, int, Evaluation]:
     """The first of the recipe's attempts that passes the gate: model, its seed, its evaluation."""
     recipe, architecture = run.recipe, run.recipe.architectures[run.architecture]
     train, validation = data.train.to(run.device), data.validation.to(run.device)
@@ -103,25 +101,24 @@ def _train(run: Run, data: Data) -> tuple[ServedModel, int, Evaluation]:
         if shortfall is None:
             return model.cpu(), seed, evaluation
         if seed + 1 < run.seed + recipe.attempts:
-            report.line(f"{title} is stuck: {shortfall}; starting again with seed {seed + 1}")
-    raise GateError(
-        f"{recipe.name}: {shortfall}; not archived, {run.store / recipe.name}.mar is as it was"
-    )
+            # Unlike print, this does not break a progress bar.
+            tqdm.write(f"{title} is stuck: {shortfall}; starting again with seed {seed + 1}")
+    raise GateError(f"{recipe.name}: {shortfall}; the model was discarded")
 
 
 def _shortfall(architecture: Architecture, evaluation: Evaluation) -> str | None:
-    """What the gate finds too low on the validation split, if anything."""
+    """The first threshold that the validation metrics miss, or None."""
     required = {
         "accuracy": (evaluation.accuracy, architecture.min_accuracy),
         "least confidence": (evaluation.min_confidence, architecture.min_confidence),
     }
     for name, (value, minimum) in required.items():
-        if not value >= minimum:  # also where it is not a number
+        if not value >= minimum:  # also where the value is NaN
             return f"validation {name} {value:.4f} is under {minimum:g}"
     return None
 
 
-def _first_right(model: torch.nn.Module, data: Data) -> int:
-    """Index of the first validation instance that the model labels right."""
-    right = predict(model, data.validation.x).argmax(dim=1) == data.validation.y
-    return int(right.int().argmax())
+def _first_correct(model: nn.Module, data: Data) -> int:
+    """Index of the first validation instance that the model labels correctly."""
+    correct = predict(model, data.validation.x).argmax(dim=1) == data.validation.y
+    return int(correct.int().argmax())

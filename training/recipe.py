@@ -1,4 +1,4 @@
-"""What a model module has to say; everything else is the pipeline's."""
+"""What a model module defines; everything else is the pipeline's."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from torch.nn import functional
 from training.data import Data
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# Instances as in the data, and a generator, to instances of the same shape.
+# From instances as in the data, and a generator, to instances of the same shape.
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """What the command line can ask of a fully connected network.
+    """Options of a fully connected network that the command line offers.
 
     Attributes:
         hidden: width of each hidden layer.
@@ -32,46 +32,49 @@ class NetworkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A network and what is expected of it.
+    """A network and the thresholds that it must reach.
 
     Attributes:
         build: makes the network, its weights drawn from torch's global generator. The network maps
             normalised float32 [n, ...] to what `Recipe.loss` takes.
-        min_accuracy: on the validation split; below it, nothing is archived.
-        min_confidence: of the least certain validation instance, likewise.
+        min_accuracy: on the validation split; a model below it is discarded.
+        min_confidence: smallest probability of any validation label, likewise.
+        has_options: whether `NetworkOptions` mean anything to it.
     """
 
     build: Callable[[NetworkOptions], nn.Module]
     min_accuracy: float
     min_confidence: float = 0.0
+    has_options: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is made.
+    """How a model is trained and served.
 
     Attributes:
         name: of the model, its archive and its handler module, `handler/{name}.py`.
         classes: a name for each label.
         input_shape: of one instance.
-        input_bounds: smallest and largest number that a request may have, or None for any.
+        input_bounds: smallest and largest number that a request may have, or None for every finite
+            one.
         architectures: by name, the default first.
         data: loads the data set, given the cache directory.
         normalise: from instances, float32 [n, *input_shape], to the network's input.
-        normalisation: the same in words.
+        normalisation: description of `normalise`, for the model card.
         loss: of the network's output [n, ...] and the labels, int64 [n].
         probabilities: from the network's output to float32 [n, classes].
-        augment: varies a training batch, or None.
+        augment: applied to each training batch, or None.
         epochs: passes over the training split.
         batch_size: None for the full batch.
         optimizer: its name in `training.loop.OPTIMIZERS`.
         learning_rate: peak where one_cycle, else constant.
-        weight_decay: of the optimiser.
+        weight_decay: of the optimizer.
         one_cycle: whether the learning rate rises over the first fifth of all steps and falls
             over the rest (Smith and Topin 2017, "Super-convergence").
-        attempts: how many seeds may be tried until the gate lets one through.
+        attempts: how many seeds may be tried until one passes the gate.
         max_batch_size: requests that a worker takes at once.
-        max_batch_delay: milliseconds that a request waits for company.
+        max_batch_delay: milliseconds that a request waits for others.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""XOR: the smallest network that can, two inputs, two hidden sigmoids, one output.
+"""XOR: the smallest network that can learn it, two inputs, two hidden sigmoids, one output.
 
 Recipe: the textbook's, full-batch gradient descent with learning rate 0.1 and binary cross-entropy
 for 10,001 epochs, from normally distributed weights (Rumelhart, Hinton and Williams 1986 have the
-network). It gets stuck in a saddle or a local minimum from about every third seed; the gate sees
-that, and the pipeline starts again from the next.
+network). With about every third seed it gets stuck in a saddle or a local minimum; the gate
+detects that, and the pipeline starts again with the next seed.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ class Bound(nn.Module):
 
 
 class BothClasses(nn.Module):
-    """Completes the one output of the network."""
+    """From one sigmoid output to the probabilities of both classes."""
 
     def forward(self, p: torch.Tensor) -> torch.Tensor:
         """From the probability of 1, [n, 1], to those of 0 and 1, [n, 2]."""
@@ -33,7 +33,7 @@ class BothClasses(nn.Module):
 
 
 def network(_: NetworkOptions) -> nn.Module:
-    """[n, 2] to the probability of 1, [n, 1]."""
+    """From [n, 2] to the probability of 1, [n, 1]."""
     layers = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 1), nn.Sigmoid())
     for weights in layers.parameters():
         nn.init.normal_(weights)
@@ -41,7 +41,7 @@ def network(_: NetworkOptions) -> nn.Module:
 
 
 def corners(_: Path) -> Data:
-    """The four corners of the unit square, which are all there is to learn."""
+    """The four corners of the unit square, which are the whole problem."""
     split = Split(
         torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1, 1, 0])
     )

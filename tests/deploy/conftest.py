@@ -19,7 +19,7 @@ from tests.deploy.engine import BASE, engine, inspect, pip_options, podman
 from tests.deploy.programs import program
 from tests.deploy.traffic import TOKEN, Service, label
 from tests.serving import ROOT
-from training.registry import RECIPES
+from training.registry import MODELS
 
 
 @pytest.fixture(scope="package")
@@ -61,7 +61,7 @@ def context(options: list[str], store: Path, tmp_path_factory: pytest.TempPathFa
         if (ROOT / name).is_file():
             (copied / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copied / name)
-    for model in RECIPES:
+    for model in MODELS:
         shutil.copy2(store / f"{model}.mar", copied / "model_store")
     return copied
 

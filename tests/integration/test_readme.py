@@ -29,7 +29,7 @@ def block(start: str) -> str:
 
 
 def test_every_shell_block_is_executed_here() -> None:
-    executed = ("make serve\n", "make test\n", "curl ", ".venv/bin/python -m training mnist ")
+    executed = ("make serve\n", "make test\n", "curl ", ".venv/bin/python -m training train ")
     assert [text for text in SHELL_BLOCKS if not text.startswith(executed)] == []
 
 
@@ -128,9 +128,22 @@ def test_make_test(checkout: Checkout) -> None:
 
 
 def test_training_by_hand(checkout: Checkout) -> None:
-    printed = checkout.run(block(".venv/bin/python -m training mnist"))
-    assert "mnist 1.0: mlp" in printed
+    printed = checkout.run(block(".venv/bin/python -m training train mnist"))
+    assert "mnist: mlp, " in printed
+    assert "artifacts/mlp/mnist.mar: packed mnist 1.0" in printed
     assert (checkout.directory / "artifacts/mlp/mnist.mar").exists()
+
+
+def test_changed_handler_code_is_packed_before_it_is_served(tmp_path: Path, store: Path) -> None:
+    checkout = Checkout(tmp_path, store)
+    python = ".venv/bin/python -m training"
+    checkout.run(f"{python} train xor && {python} pack xor")
+    with (checkout.directory / "handler" / "errors.py").open("a") as file:
+        file.write("\n# A remark.\n")
+    printed = checkout.run("make models")  # which `make serve` runs first
+    assert re.search(r"xor\.mar: packed xor 1\.0, TorchScript \w+: handler code changed", printed)
+    assert "mnist.mar: left as it is although handler code changed" in printed
+    assert "packed" not in checkout.run("make models")
 
 
 def test_adding_a_model(checkout: Checkout) -> None:

@@ -1,4 +1,4 @@
-"""The training command in a process of its own."""
+"""The training commands in processes of their own."""
 
 import os
 import signal
@@ -6,17 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from loadtest import digits
 from loadtest.servers import wait_until
 from tests.serving import ROOT
+from training.data import MNIST_DIR
+from training.digits import write
 
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
-    store, log = tmp_path / "store", tmp_path / "log"
-    command = [sys.executable, "-m", "training", "xor", "--epochs", "100000000"]
+    cache, log = tmp_path / "cache", tmp_path / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, "--out", str(store)],
+            [sys.executable, "-m", "training", "train", "xor", "--epochs", "100000000"],
             cwd=ROOT,
+            env=os.environ | {"TRAINING_CACHE": str(cache)},
             stderr=output,
             start_new_session=True,
             # A shell gives its background jobs, such as this test may be, SIGINT ignored.
@@ -29,5 +32,10 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert log.read_text().endswith("interrupted: the model in training was not archived\n")
-    assert not store.exists() or list(store.iterdir()) == []
+    assert log.read_text().endswith("interrupted: what was unfinished was discarded\n")
+    assert list((cache / "xor").iterdir()) == []
+
+
+def test_the_sample_digits_of_the_load_test_are_written_again(tmp_path: Path) -> None:
+    write(tmp_path / "digits.zip", ROOT / MNIST_DIR)
+    assert (tmp_path / "digits.zip").read_bytes() == digits.FILE.read_bytes()

@@ -15,18 +15,18 @@ from handler.card import CARD_FILE, TORCHSCRIPT_FILE, ModelCard
 from handler.metrics import Metrics
 from training.export import ServedModel, to_torchscript
 from training.recipe import NetworkOptions
-from training.registry import RECIPES
+from training.registry import load_recipe
 
 
 def served_model(name: str, architecture: str | None = None) -> ServedModel:
-    recipe = RECIPES[name]
+    recipe = load_recipe(name)
     architecture = architecture or next(iter(recipe.architectures))
     network = recipe.architectures[architecture].build(NetworkOptions())
     return ServedModel(recipe.normalise, network, recipe.probabilities).eval()
 
 
 def make_card(name: str, torchscript: bytes = b"", **changes: Any) -> ModelCard:
-    recipe = RECIPES[name]
+    recipe = load_recipe(name)
     fields: dict[str, Any] = {
         "name": name,
         "version": "1.0",
@@ -84,7 +84,7 @@ def loaded(
 
     def load(handler_type: type[BatchHandler], name: str) -> BatchHandler:
         torch.manual_seed(0)
-        example = torch.zeros(3, *RECIPES[name].input_shape)
+        example = torch.zeros(3, *load_recipe(name).input_shape)
         content = to_torchscript(served_model(name), example)
         (tmp_path / TORCHSCRIPT_FILE).write_bytes(content)
         (tmp_path / CARD_FILE).write_text(make_card(name, content).to_json())

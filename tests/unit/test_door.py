@@ -91,7 +91,6 @@ def write(settings: Settings, directory: Path, **values: Any) -> str:
         "inference_socket": directory / "i",
         "grpc_port": 7171 if settings.grpc else None,
         "token_map": None,
-        "error_files": door.write_error_files(directory),
     }
     return render(settings, ROUTES, **(given | values))
 

