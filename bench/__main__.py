@@ -29,7 +29,7 @@ import psutil
 from bench.servers import PlainTorchServe
 from handler.card import TORCHSCRIPT_FILE
 from loadtest import server_side
-from loadtest.report import figure
+from loadtest.charts import svg
 from loadtest.servers import ROOT, Server, Service
 
 PEERS = Path(__file__).parent / "peers"
@@ -314,7 +314,7 @@ def plot(samples: Sequence[Sample], file: Path) -> None:
             axis.grid(alpha=0.3)
         axes[0].legend(fontsize="small")
 
-    file.write_text(figure(draw))
+    file.write_text(svg(draw))
 
 
 def machine_facts() -> dict[str, Any]:
