@@ -1,4 +1,4 @@
-"""Real servers on free ports, started as a user would and waited for by polling."""
+"""Real servers on free ports, started as a user would and awaited by polling."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ __all__ = ["ROOT", "ServerProcess", "free_addresses", "serving"]
 
 
 class ServerProcess(Service):
-    """`python -m server`, which a test may watch from its first moment on.
+    """`python -m server`; entering the `with` block starts it without waiting until it is ready.
 
     Args:
         store: directory of the archives.
         models: which of them; all by default.
         environment: on top of this process's, of free addresses, and of one worker a model, which
-            starts sooner than two.
+            starts faster than two.
     """
 
     def __init__(self, store: Path, *models: str, **environment: str) -> None:
@@ -60,11 +60,11 @@ class ServerProcess(Service):
         return self
 
     def wait(self, timeout: float = 60.0) -> int:
-        """The exit code, once it has ended by itself."""
+        """Wait until it has ended by itself, and return its exit code."""
         return self.process.wait(timeout)
 
     def family(self) -> list[psutil.Process]:
-        """The JVM and the workers of this server that run now, whoever their parent is.
+        """The JVM and the workers of this server that still run, whatever their parent.
 
         Each has the server's temporary directory in its command line.
         """
@@ -75,13 +75,13 @@ class ServerProcess(Service):
         ]
 
     def accepted(self) -> float:
-        """Prediction requests that the frontend has taken in so far."""
+        """Prediction requests that the frontend has accepted so far."""
         lines = requests.get(f"{self.metrics}/metrics", timeout=10).text.splitlines()
         counts = (line for line in lines if line.startswith("ts_inference_requests_total{"))
         return sum(float(line.rpartition(" ")[2]) for line in counts)
 
     def pending(self, model: str) -> int:
-        """Requests in the model's queue, which no worker has taken yet."""
+        """Requests in the model's queue."""
         (status,) = requests.get(f"{self.management}/models/{model}", timeout=10).json()
         count: int = status["jobQueueStatus"]["pendingRequests"]
         return count
@@ -89,6 +89,6 @@ class ServerProcess(Service):
 
 @contextlib.contextmanager
 def serving(store: Path, *models: str, **environment: str) -> Iterator[ServerProcess]:
-    """A server that is ready."""
+    """Run a server, and wait until it is ready."""
     with ServerProcess(store, *models, **environment) as server:
         yield server.wait_until_ready()
