@@ -19,7 +19,7 @@ from loadtest.servers import ROOT
 
 USERS = {"mnist-png": "MnistImages", "mnist-json": "MnistBatches", "xor": "XorPairs"}
 _SOURCES_PER_PROCESS = 4
-# Share of the rate: a window in which fewer are answered shows a growing queue.
+# Answers ÷ requests in a window; fewer show a growing queue.
 _MIN_ANSWERED = 0.9
 _PERCENTILES = (50.0, 95.0, 99.0)
 
@@ -103,9 +103,9 @@ def evaluate(
     """Judge a run at one rate by its results.
 
     Like perf_analyzer, it asks for several windows in a row that agree: in each the requests to be
-    sent must hold the objective, and successful answers must arrive at nine tenths of the rate or
-    more. A window loses the answers that are still under way at its end, so the first one, which
-    begins with nothing under way, has to be at least ten times as long as the latency.
+    sent must hold the objective, and at least nine tenths as many successful answers must arrive.
+    Nothing is under way when the first window begins, and some answers are when it ends, so windows
+    have to be ten times as long as the latency.
 
     Args:
         search: what is sought.
@@ -121,6 +121,9 @@ def evaluate(
     answered = [int(((arrived >= start) & (arrived < end)).sum()) for start, end in windows]
     latencies = [rows[(sent >= start) & (sent < end), LATENCY] for start, end in windows]
     windows_ms = [1e3 * percentile(part, objective.percent) for part in latencies if len(part)]
+    answers, due = min(
+        zip(answered, map(len, latencies), strict=True), key=lambda pair: pair[0] / max(pair[1], 1)
+    )
     failed = int(rows[:, FAILED].sum())
     late = [text for text in document["invalid"] if "generator" in text]
     over = int((rows[:, LATENCY] * 1e3 > objective.milliseconds).sum())
@@ -135,13 +138,12 @@ def evaluate(
         reason = f"{failed} requests failed"
     elif max(windows_ms) > objective.milliseconds:
         reason = f"p{objective.percent:g} over {objective.milliseconds:g} ms in a window"
-    elif min(answered) < _MIN_ANSWERED * rate * search.window:
-        reason = (
-            f"less than {_MIN_ANSWERED:.0%} of the rate answered in a window: the queue grows, or "
-            "the window is shorter than ten times the latency"
-        )
+    elif len(windows_ms) < search.windows:
+        reason = "no request in a window"
     elif not enough_samples(len(rows), over, objective.percent):
         reason = f"{len(rows)} requests are too few to show it; use longer windows"
+    elif answers < _MIN_ANSWERED * due:
+        reason = f"the queue grew: {answers} answers to {due} requests in a window"
     model = search.scenario.partition("-")[0]
     return Probe(
         rate=rate,

@@ -57,12 +57,12 @@ def latency(results: Results) -> str:
             seconds = np.floor(rows[:, SENT] - results.started).astype(int)
             moments = np.unique(seconds)
             tail = [1e3 * percentile(rows[seconds == s, LATENCY], 99) for s in moments]
-            over_time.plot(moments, tail, label=f"{name}, p99 of each second")
+            over_time.plot(moments, tail, label=name)
         ticks = range(int(by_percentile.get_xlim()[1]) + 1)
         labels = ["0", *(f"{100 * (1 - 10**-n):.10g}" for n in ticks[1:])]
         by_percentile.set_xticks(list(ticks), labels)
         by_percentile.set(xlabel="percentile", ylabel="latency, ms", yscale="log")
-        over_time.set(xlabel="seconds into the run", ylabel="latency, ms", yscale="log")
+        over_time.set(xlabel="seconds into the run", ylabel="p99 of each second, ms", yscale="log")
         for axis in axes:
             plain_numbers(axis.yaxis)
             axis.grid(alpha=0.3)

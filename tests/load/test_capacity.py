@@ -98,17 +98,23 @@ class TestEvaluate:
         probe = evaluate(search, requests([(n + 1) / 80 - n / 100 for n in range(600)]))
         assert max(probe.windows_ms) < 5000
         assert not probe.held
-        assert "the queue grows" in probe.reason
+        assert probe.reason == "the queue grew: 159 answers to 200 requests in a window"
         assert probe.answered == pytest.approx(80, abs=0.5)
 
     def test_failures_are_not_answers(self) -> None:
         assert evaluate(SEARCH, requests([0.01] * 600, failed=300)).answered == 50
 
     def test_server_that_dies_after_the_first_window(self) -> None:
-        """Results of windows without requests are left out: infinity is not JSON."""
+        """A window without requests has no percentile: infinity is not JSON."""
         probe = evaluate(SEARCH, requests([0.01] * 200))
         assert probe.windows_ms == pytest.approx([10])
-        assert "rate answered" in probe.reason
+        assert probe.reason == "no request in a window"
+
+    def test_fewer_arrivals_than_the_rate_are_not_a_queue(self) -> None:
+        """Poisson arrivals at 3 a second differ from 6 in a window of 2 s by more than a tenth."""
+        search = dataclasses.replace(SEARCH, objective=capacity.Objective(50, 25))
+        rows = requests([0.01] * 600)[::33]
+        assert capacity.evaluate(search, 4, rows, DOCUMENT, Outcome.PASSED).held
 
 
 def test_results(tmp_path: Path) -> None:
