@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import math
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import requests
 
 from loadtest import capacity, compare, generator, report
+from loadtest.options import count, positive
 from loadtest.servers import ROOT, Service
 
 HOST = "http://127.0.0.1:8080"
@@ -22,22 +22,6 @@ def objective(text: str) -> capacity.Objective:
         return capacity.Objective.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def positive(text: str) -> float:
-    """Read an option's value, a finite number over 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number over 0, got {text}")
-    return value
-
-
-def count(text: str) -> int:
-    """Read an option's value, an integer over 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer over 0, got {text}")
-    return value
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
