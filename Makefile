@@ -40,9 +40,9 @@ serve: $(SETUP) ## train what is missing, then serve until Ctrl-C
 test: $(SETUP) $(DEPLOY_SETUP) ## run every test
 	@$(PY) -m pytest
 
-deploy-tools: ## install what tests of images and rules need besides, on Debian, as root
+deploy-tools: ## install what tests of images, rules and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends debootstrap podman prometheus runc
+	apt-get install --quiet=2 --yes --no-install-recommends debootstrap podman prometheus runc wrk
 
 check: $(SETUP) ## check format, lint and types
 	@$(PY) -m ruff format --check .
@@ -55,9 +55,10 @@ loadtest: $(SETUP) ## load the server with Locust for a minute and judge it (sta
 
 bench: $(SETUP) ## measure this service beside plain TorchServe, with wrk (10 minutes)
 	@$(PY) -m training all --missing
-	@$(PY) -m bench.__main__
+	@$(PY) -m bench
 
 bench-gpu: $(SETUP) ## measure the forward on a GPU beside a bare CUDA graph
+	@$(PY) -m training all --missing
 	@$(PY) -m bench.gpu
 
 image: $(SETUP) ## build the image of the service (ARGS="--torch cu130" for GPUs)
