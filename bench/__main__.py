@@ -23,7 +23,7 @@ import psutil
 from bench import measure, report
 from bench.errors import BenchError
 from bench.servers import NAMES, build
-from loadtest.options import count
+from loadtest.options import count, positive
 from loadtest.servers import ROOT
 
 
@@ -37,6 +37,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--connections", type=count, nargs="+", default=[1, 8, 32, 128], metavar="N")
     add("--servers", nargs="+", choices=[*NAMES], default=[*NAMES], help="default: all")
     add("--beside", type=Path, metavar="DIR", help="another checkout, with archives, to compare")
+    add(
+        "--max-foreign",
+        type=positive,
+        default=0.05,
+        metavar="SHARE",
+        help="of the processor time, from which other processes disturb a measurement; "
+        "default: %(default)s",
+    )
     add("--model-store", type=Path, default=Path("model_store"), metavar="DIR")
     add("--out", type=Path, default=Path("artifacts/bench"), metavar="DIR")
     options = parser.parse_args(arguments)
@@ -82,6 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and write report.md, results.json and plot.svg; 0, or 1 if it cannot."""
     options = parse(arguments)
     about = facts(options)
+    plan = measure.Plan(
+        options.connections, options.rounds, options.seconds, options.warm_up, options.max_foreign
+    )
     try:
         if not shutil.which("wrk"):
             raise BenchError(
@@ -90,11 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
             names = [NAMES[name] for name in options.servers]
             samples, memory = measure.run(
-                build(names, options.model_store, Path(scratch), options.beside),
-                options.connections,
-                options.rounds,
-                options.seconds,
-                options.warm_up,
+                build(names, options.model_store, Path(scratch), options.beside), plan
             )
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)

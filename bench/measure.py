@@ -15,9 +15,28 @@ from loadtest import server_side
 from loadtest.servers import ROOT, Server, Service
 
 IMAGE = ROOT / "samples" / "seven.png"
-# Shares of the machine's processor time during a measurement.
-MAX_STEAL = 0.02
-MAX_FOREIGN = 0.05
+# Share of the machine's processor time during a measurement.
+_MAX_STEAL = 0.02
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure.
+
+    Attributes:
+        connections: numbers of them, each measured in every round.
+        rounds: how many.
+        seconds: of a measurement.
+        warm_up: seconds for each server, before the first round.
+        max_foreign: share of the machine's processor time from which other processes disturb a
+            measurement.
+    """
+
+    connections: list[int]
+    rounds: int
+    seconds: int
+    warm_up: int
+    max_foreign: float
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,7 @@ class Sample:
         p50, p90, p99, p999: latency in seconds.
         steal, foreign: shares of the machine's processor time that the hypervisor took, and
             processes other than the generator and the servers.
+        disturbed: whether one of these was too large.
         batch: mean number of requests in a batch, if the server counts it.
         stages: microseconds a request spent in each stage of the worker, if the server counts them.
     """
@@ -45,13 +65,9 @@ class Sample:
     p999: float
     steal: float
     foreign: float
+    disturbed: bool
     batch: float | None
     stages: dict[str, float]
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether something else was at work on this machine."""
-        return self.steal > MAX_STEAL or self.foreign > MAX_FOREIGN
 
 
 @dataclass(frozen=True)
@@ -64,21 +80,8 @@ class Memory:
     rss: float
 
 
-def run(
-    servers: Mapping[str, Server],
-    connections: list[int],
-    rounds: int,
-    seconds: int,
-    warm_up: int,
-) -> tuple[list[Sample], list[Memory]]:
+def run(servers: Mapping[str, Server], plan: Plan) -> tuple[list[Sample], list[Memory]]:
     """Start all servers, and load one at a time, in rounds.
-
-    Args:
-        servers: by name.
-        connections: numbers of them, each measured in every round.
-        rounds: how many.
-        seconds: of a measurement.
-        warm_up: seconds for each server, before the first round.
 
     Raises:
         BenchError: a server failed requests that it should have answered.
@@ -92,13 +95,13 @@ def run(
             # The JVM compiles what is hot in the first seconds under load.
             print(f"warming up: {name}", flush=True)
             for few_or_many in (32, 1):
-                _load(server, few_or_many, max(1, warm_up // 2))
-        for round_ in range(1, rounds + 1):
+                _load(server, few_or_many, max(1, plan.warm_up // 2))
+        for round_ in range(1, plan.rounds + 1):
             names = [*servers]
             first = round_ % len(names)
-            for count in connections:
+            for count in plan.connections:
                 for name in names[first:] + names[:first]:
-                    sample = measure(name, servers, count, round_, seconds)
+                    sample = measure(name, servers, count, round_, plan)
                     samples.append(sample)
                     print(_line(sample), flush=True)
             memory += [Memory(name, round_, **server.memory()) for name, server in servers.items()]
@@ -107,7 +110,7 @@ def run(
 
 
 def measure(
-    name: str, servers: Mapping[str, Server], connections: int, round_: int, seconds: int
+    name: str, servers: Mapping[str, Server], connections: int, round_: int, plan: Plan
 ) -> Sample:
     """Load one server, and watch what else the machine does meanwhile.
 
@@ -123,12 +126,14 @@ def measure(
 
     own_before, machine_before, before = own(), psutil.cpu_times(), _scrape(server)
     started = time.monotonic()
-    load = _load(server, connections, seconds)
+    load = _load(server, connections, plan.seconds)
     capacity = (time.monotonic() - started) * (psutil.cpu_count() or 1)
     machine, own_after, after = psutil.cpu_times(), own(), _scrape(server)
     busy = sum(machine) - sum(machine_before) - (machine.idle - machine_before.idle)
     busy -= machine.iowait - machine_before.iowait
-    steal = machine.steal - machine_before.steal
+    stolen = machine.steal - machine_before.steal
+    steal = stolen / capacity
+    foreign = max(0.0, (busy - stolen - (own_after - own_before)) / capacity)
     if load.failed and name != STOCK:  # whose queue of 100 is too short for 128 connections
         raise BenchError(
             f"{name}, {connections} connections: {load.error_responses} of {load.responses} "
@@ -145,8 +150,9 @@ def measure(
         load.p90,
         load.p99,
         load.p999,
-        steal=steal / capacity,
-        foreign=max(0.0, (busy - steal - (own_after - own_before)) / capacity),
+        steal=steal,
+        foreign=foreign,
+        disturbed=steal > _MAX_STEAL or foreign > plan.max_foreign,
         batch=side.batch or None,
         stages={
             stage: 1e3 * side.milliseconds[stage] / side.batch

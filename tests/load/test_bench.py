@@ -30,6 +30,7 @@ SAMPLE = Sample(
     p999=0.004,
     steal=0.0,
     foreign=0.0,
+    disturbed=False,
     batch=4.0,
     stages={"parse": 10.0},
 )
@@ -44,7 +45,7 @@ class TestReport:
     def test_ratios_are_of_one_round_and_of_undisturbed_ones(self) -> None:
         rates = ((1, 800.0), (2, 400.0), (3, 1e6), (4, 500.0))
         samples = [
-            *(sample(round=n, rate=rate, steal=0.2 * (n == 3)) for n, rate in rates),
+            *(sample(round=n, rate=rate, disturbed=n == 3) for n, rate in rates),
             *(sample(round=n, rate=1000.0, server=NULL) for n in (1, 2, 3)),
         ]
         assert report.target_ratios(samples, report.TARGETS[0]) == [0.8, 0.4]
@@ -54,7 +55,7 @@ class TestReport:
             sample(),
             sample(server=NULL, rate=1000.0),
             sample(server=STOCK, rate=100.0, failed=0.25),
-            sample(server=STOCK, rate=1.0, round=2, foreign=0.5),
+            sample(server=STOCK, rate=1.0, round=2, foreign=0.5, disturbed=True),
         ]
         text = report.text(samples, MEMORY, {"processor": "abacus"})
         assert "- processor: abacus" in text
@@ -67,7 +68,7 @@ class TestReport:
         assert OTHER not in text
 
     def test_server_of_which_every_round_was_disturbed(self) -> None:
-        assert "every round was disturbed" in report.text([sample(steal=1.0)], MEMORY, {})
+        assert "every round was disturbed" in report.text([sample(disturbed=True)], MEMORY, {})
 
     def test_other_version(self) -> None:
         """Ratios are of the same round: of 3 rounds each twice as fast as the one before, 0.5."""
@@ -89,9 +90,9 @@ class TestReport:
         assert "| p50 ms | 1 |" in text
         assert "| PSS MiB |  | 602 (601 to 603) | 502 (501 to 503) | 1.2 (1.2 to 1.2) |" in text
 
-    @pytest.mark.parametrize("steal", [0.0, 1.0], ids=["undisturbed", "disturbed"])
-    def test_plot(self, steal: float) -> None:
-        samples = [sample(connections=n, rate=100.0 * n, steal=steal) for n in (1, 8, 32, 128)]
+    @pytest.mark.parametrize("disturbed", [False, True])
+    def test_plot(self, disturbed: bool) -> None:
+        samples = [sample(connections=n, disturbed=disturbed) for n in (1, 8, 32, 128)]
         assert report.plot(samples).startswith("<svg")
 
 
