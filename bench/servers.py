@@ -13,7 +13,7 @@ import requests
 
 from bench.errors import BenchError
 from handler.card import TORCHSCRIPT_FILE
-from loadtest.servers import ROOT, Server, Service, free_ports
+from loadtest.servers import ROOT, Server, Service, free_addresses, free_ports
 from server.torchserve import find_java, torchserve_home
 
 PEERS = Path(__file__).parent / "peers"
@@ -93,7 +93,11 @@ class OtherVersion(Service):
         store = checkout / "model_store"
         require_archives(store)
         self.module = modules[0]
-        super().__init__(store, PYTHONPATH=str(checkout))
+        addresses = free_addresses()
+        inference = next(iter(addresses.values()))
+        # Each version knows one of these.
+        addresses |= {"INFERENCE_ADDRESS": inference, "TS_INFERENCE_ADDRESS": inference}
+        super().__init__(store, PYTHONPATH=str(checkout), **addresses)
         self.cwd = checkout
 
 
