@@ -44,9 +44,9 @@ serve: models ## bring model_store up to date, then serve until Ctrl-C
 test: $(SETUP) $(DEPLOY_SETUP) ## run every test
 	@$(PY) -m pytest
 
-deploy-tools: ## install what tests of images and rules need besides, on Debian, as root
+deploy-tools: ## install what tests of images, rules and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends debootstrap podman prometheus runc
+	apt-get install --quiet=2 --yes --no-install-recommends debootstrap podman prometheus runc wrk
 
 check: $(SETUP) ## check format, lint and types
 	@$(PY) -m ruff format --check .
@@ -57,9 +57,9 @@ loadtest: models ## load the server with Locust for a minute and judge it (start
 	@$(PY) -m loadtest run
 
 bench: models ## measure this service beside plain TorchServe, with wrk (10 minutes)
-	@$(PY) -m bench.__main__
+	@$(PY) -m bench
 
-bench-gpu: $(SETUP) ## measure the forward on a GPU beside a bare CUDA graph
+bench-gpu: models ## measure the forward on a GPU beside a bare CUDA graph
 	@$(PY) -m bench.gpu
 
 image: models ## build the image of the service (ARGS="--torch cu130" for GPUs)

@@ -1,1 +1,1 @@
-"""Compares this service with what a user might choose instead."""
+"""Compares this service with what a user might choose instead, and with its other versions."""

@@ -1,13 +1,33 @@
-"""A plain TorchServe on free ports, with nothing of this project around it."""
+"""The servers that are compared."""
 
+import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import requests
 
-from loadtest.servers import Server, free_ports
+from bench.errors import BenchError
+from handler.card import TORCHSCRIPT_FILE
+from loadtest.servers import ROOT, Server, Service, free_addresses, free_ports
 from server.torchserve import find_java, torchserve_home
+
+PEERS = Path(__file__).parent / "peers"
+SERVICE, NO_METRICS, STOCK = "this service", "without its metrics", "stock image handler"
+NULL, NULL_ALONE = "null handler", "null handler, batch size 1"
+OTHER = "other version"
+_BATCHES, _ALONE = "batchSize: 64\nmaxBatchDelay: 1\n", "batchSize: 1\n"
+# Of the null handler; the default queue, 100 requests, is too short for 128 connections.
+_TUNED = {
+    "default_workers_per_model": "1",
+    "metrics_mode": "prometheus",
+    "job_queue_size": "300",
+    "disable_system_metrics": "true",
+}
 
 
 class PlainTorchServe(Server):
@@ -43,6 +63,8 @@ class PlainTorchServe(Server):
         command += ["--models", archive.name, "--no-config-snapshot"]
         self._model = f"{urls[1]}/models/{archive.stem}"
         super().__init__(command, urls[0], self._model, **environment)
+        # Not the root of the repository: nothing of it shall be found from there.
+        self.cwd = self.temporary
 
     def _is_ready(self) -> bool:
         if not super()._is_ready():
@@ -50,3 +72,120 @@ class PlainTorchServe(Server):
         (model,) = requests.get(self._model, timeout=10).json()
         minimum: int = model["minWorkers"]
         return [worker["status"] for worker in model["workers"]].count("READY") >= minimum
+
+
+class OtherVersion(Service):
+    """This service from another checkout of its repository, with the archives there.
+
+    Args:
+        checkout: root of the repository; versions before `server/` are started as
+            `python -m handler`.
+
+    Raises:
+        BenchError: it is not a checkout, or it has no archive of mnist.
+    """
+
+    def __init__(self, checkout: Path) -> None:
+        checkout = checkout.resolve()
+        modules = [name for name in ("server", "handler") if (checkout / name).is_dir()]
+        if not modules:
+            raise BenchError(f"{checkout} has neither server/ nor handler/: is it a checkout?")
+        store = checkout / "model_store"
+        require_archives(store)
+        self.module = modules[0]
+        addresses = free_addresses()
+        inference = next(iter(addresses.values()))
+        # Each version knows one of these.
+        addresses |= {"INFERENCE_ADDRESS": inference, "TS_INFERENCE_ADDRESS": inference}
+        super().__init__(store, PYTHONPATH=str(checkout), **addresses)
+        self.cwd = checkout
+
+
+def require_archives(store: Path) -> None:
+    """Check that a model store has what the service serves.
+
+    Raises:
+        BenchError: an archive is missing.
+    """
+    for name in ("mnist", "xor"):
+        if not (store / f"{name}.mar").is_file():
+            raise BenchError(f"{store} has no {name}.mar: run `make train`")
+
+
+def archive(directory: Path, name: str, handler: Path, *options: str, config: str = "") -> Path:
+    """Build an archive with the archiver's own command, for a peer."""
+    directory.mkdir()
+    command = [str(Path(sys.executable).with_name("torch-model-archiver"))]
+    command += ["--model-name", name, "--version", "1.0", "--handler", str(handler), *options]
+    if config:
+        (directory / "model-config.yaml").write_text(config)
+        command += ["--config-file", str(directory / "model-config.yaml")]
+    environment = os.environ | {"TMPDIR": str(directory)}
+    subprocess.run([*command, "--export-path", str(directory)], check=True, env=environment)
+    return directory / f"{name}.mar"
+
+
+def _service(store: Path, _: Path) -> Server:
+    return Service(store)
+
+
+def _without_metrics(store: Path, scratch: Path) -> Server:
+    silent = scratch / "silent"
+    silent.mkdir()
+    with (
+        zipfile.ZipFile(store / "mnist.mar") as mar,
+        zipfile.ZipFile(silent / "mnist.mar", "w") as copy,
+    ):
+        for name in mar.namelist():
+            is_metrics = name == "handler/metrics.py"
+            content = (PEERS / "no_metrics.py").read_bytes() if is_metrics else mar.read(name)
+            copy.writestr(name, content)
+    shutil.copy(store / "xor.mar", silent)
+    return Service(silent)
+
+
+def _stock(store: Path, scratch: Path) -> Server:
+    torchscript = scratch / TORCHSCRIPT_FILE
+    with zipfile.ZipFile(store / "mnist.mar") as mar:
+        torchscript.write_bytes(mar.read(TORCHSCRIPT_FILE))
+    options = ("--serialized-file", str(torchscript))
+    stock = archive(scratch / "stock", "mnist", PEERS / "stock_handler.py", *options)
+    return PlainTorchServe(stock, {}, PYTHONPATH=str(ROOT))
+
+
+def _null(_: Path, scratch: Path, directory: str, config: str) -> Server:
+    null = archive(scratch / directory, "mnist", PEERS / "null_handler.py", config=config)
+    # Its log, a line or two a request, would be most of what a handler that does nothing costs.
+    quiet = f"-Dlog4j2.configurationFile={(ROOT / 'server' / 'log4j2.xml').as_uri()}"
+    return PlainTorchServe(null, _TUNED, (quiet,))
+
+
+# Called with the model store and a scratch directory.
+_BUILDERS: dict[str, Callable[[Path, Path], Server]] = {
+    SERVICE: _service,
+    NO_METRICS: _without_metrics,
+    STOCK: _stock,
+    NULL: partial(_null, directory="null", config=_BATCHES),
+    NULL_ALONE: partial(_null, directory="alone", config=_ALONE),
+}
+# As the command line has them.
+NAMES = dict(zip(("service", "no-metrics", "stock", "null", "null-alone"), _BUILDERS, strict=True))
+
+
+def build(
+    names: Sequence[str], store: Path, scratch: Path, beside: Path | None
+) -> dict[str, Server]:
+    """The servers to compare, not yet started.
+
+    Args:
+        names: values of `NAMES`.
+        store: archives of this version.
+        scratch: an empty directory for the archives of its peers.
+        beside: another checkout to compare with.
+
+    Raises:
+        BenchError: an archive is missing.
+    """
+    require_archives(store)
+    other = {OTHER: OtherVersion(beside)} if beside else {}
+    return {name: _BUILDERS[name](store, scratch) for name in names} | other

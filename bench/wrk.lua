@@ -1,4 +1,4 @@
--- One body, sent over and over; at the end, what was measured, as one line of JSON on stderr.
+-- Sends one body over and over; at the end prints what was counted as one line of JSON on stderr.
 -- Arguments: file with the body, content type.
 init = function(args)
   local file = assert(io.open(args[1], "rb"))
@@ -8,9 +8,10 @@ end
 
 done = function(summary, latency, _)
   local errors = summary.errors
-  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
   io.stderr:write(string.format(
-    '{"requests": %d, "seconds": %.6f, "failed": %d, "p50": %.6f, "p90": %.6f, "p99": %.6f, "p999": %.6f}\n',
-    summary.requests, summary.duration / 1e6, failed, latency:percentile(50) / 1e6,
-    latency:percentile(90) / 1e6, latency:percentile(99) / 1e6, latency:percentile(99.9) / 1e6))
+    '{"responses": %d, "error_responses": %d, "broken": %d, "seconds": %.6f, ' ..
+    '"p50": %.6f, "p90": %.6f, "p99": %.6f, "p999": %.6f}\n',
+    summary.requests, errors.status, errors.connect + errors.read + errors.write,
+    summary.duration / 1e6, latency:percentile(50) / 1e6, latency:percentile(90) / 1e6,
+    latency:percentile(99) / 1e6, latency:percentile(99.9) / 1e6))
 end

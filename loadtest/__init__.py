@@ -1,1 +1,1 @@
-"""Load on a running service, and what it says of it."""
+"""Load tests of a running service, with Locust."""

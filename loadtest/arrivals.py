@@ -1,21 +1,21 @@
-"""When requests are sent in an open loop: on a schedule that no answer changes."""
+"""Arrival processes of an open loop: requests are sent on a schedule that no answer changes."""
 
 import random
 from collections.abc import Iterator
 
 
 def schedule(kind: str, rate: float, start: float, rng: random.Random) -> Iterator[float]:
-    """Intended send times of one source, without end.
+    """Generate the intended send times of one source, without end.
 
     Args:
-        kind: `poisson`, with independent exponential gaps, as MLPerf Inference's server scenario
-            has them; or `constant`, with equal gaps from a random phase on.
+        kind: `poisson`, with independent exponential gaps, as in MLPerf Inference's server
+            scenario; or `constant`, with equal gaps after a random phase.
         rate: requests a second, over 0.
         start: seconds, on any clock; the first time is after it.
-        rng: of the source alone; sources that are independent add up to one of their total rate.
+        rng: used by this source alone; independent sources add up to one of their total rate.
 
     Raises:
-        ValueError: another kind.
+        ValueError: the kind is another.
     """
     if kind not in KINDS:
         raise ValueError(f"arrivals: expected one of {', '.join(KINDS)}, got {kind!r}")

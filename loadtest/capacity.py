@@ -4,7 +4,6 @@ import json
 import math
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from loadtest import report
+from loadtest import charts, generator, report
 from loadtest.objectives import Outcome, enough_samples
-from loadtest.recorder import Floats, percentile
+from loadtest.recorder import COLUMNS, FAILED, LATENCY, SENT, Floats, percentile
 from loadtest.servers import ROOT
 
 USERS = {"mnist-png": "MnistImages", "mnist-json": "MnistBatches", "xor": "XorPairs"}
 _SOURCES_PER_PROCESS = 4
-# Of the rate: a window in which fewer were answered shows a queue that grows.
+# Answers ÷ requests in a window; fewer show a growing queue.
 _MIN_ANSWERED = 0.9
 _PERCENTILES = (50.0, 95.0, 99.0)
 
@@ -31,17 +30,17 @@ class CapacityError(Exception):
 
 @dataclass(frozen=True)
 class Objective:
-    """`p99=25ms`: so many percent of the requests take no longer than that."""
+    """`p99=25ms`: that percentage of the requests takes no longer than that."""
 
     percent: float
     milliseconds: float
 
     @classmethod
     def parse(cls, text: str) -> "Objective":
-        """Read what the command line has.
+        """Read the form of the command line.
 
         Raises:
-            ValueError: another form.
+            ValueError: the text has another form.
         """
         match = re.fullmatch(r"p(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d+)?)(ms|s)", text)
         if not match or float(match[2]) == 0:
@@ -58,13 +57,13 @@ class Probe:
 
     Attributes:
         rate: requests a second that were to be sent.
-        answered: that were answered.
+        answered: successful answers a second that arrived while they were sent.
         latency_ms: by percentile.
-        windows_ms: the objective's percentile in each window.
-        batch: requests in a batch of the server, on average.
+        windows_ms: the objective's percentile in each window that had requests.
+        batch: mean number of requests in a batch of the server.
         held: whether the objective was held.
-        reason: why not.
-        generator_limited: whether the generator was at fault.
+        reason: why it was not.
+        generator_limited: whether the generator could not send on time.
     """
 
     rate: float
@@ -82,8 +81,8 @@ class Search:
     """How to look for the rate.
 
     Attributes:
-        window: seconds; every one of `windows` in a row must hold the objective.
-        low, high: rates to begin with, and to end at.
+        window: seconds; each of `windows` in a row must hold the objective.
+        low, high: the first rate, and the highest.
         precision: relative, of the result.
         processes: of the generator.
     """
@@ -101,21 +100,33 @@ class Search:
 def evaluate(
     search: Search, rate: float, rows: Floats, document: dict[str, Any], exit_code: int
 ) -> Probe:
-    """Judge a run at one rate, from what it left behind.
+    """Judge a run at one rate by its results.
 
-    Like perf_analyzer, it asks for several windows in a row that agree: each must hold the
-    objective, and answer at least nine tenths of the rate.
+    Like perf_analyzer, it asks for several windows in a row that agree: in each the requests to be
+    sent must hold the objective, and at least nine tenths as many successful answers must arrive.
+    Nothing is under way when the first window begins, and some answers are when it ends, so windows
+    have to be ten times as long as the latency.
+
+    Args:
+        search: what is sought.
+        rate: requests a second that were to be sent.
+        rows: every request, float64 [n, 4], n > 0.
+        document: `results.json`.
+        exit_code: Locust's.
     """
     objective = search.objective
-    sent = rows[:, 0] - (rows[:, 0].min() if len(rows) else 0.0)
-    parts = [
-        rows[(sent >= n * search.window) & (sent < (n + 1) * search.window), 1]
-        for n in range(search.windows)
-    ]
-    windows = [1e3 * percentile(part, objective.percent) for part in parts]
-    failed = document["scenarios"].get(search.scenario, {}).get("failed", 0)
+    windows = [(n * search.window, (n + 1) * search.window) for n in range(search.windows)]
+    sent = rows[:, SENT] - rows[:, SENT].min()
+    arrived = (sent + rows[:, LATENCY])[rows[:, FAILED] == 0]
+    answered = [int(((arrived >= start) & (arrived < end)).sum()) for start, end in windows]
+    latencies = [rows[(sent >= start) & (sent < end), LATENCY] for start, end in windows]
+    windows_ms = [1e3 * percentile(part, objective.percent) for part in latencies if len(part)]
+    answers, due = min(
+        zip(answered, map(len, latencies), strict=True), key=lambda pair: pair[0] / max(pair[1], 1)
+    )
+    failed = int(rows[:, FAILED].sum())
     late = [text for text in document["invalid"] if "generator" in text]
-    over = int((rows[:, 1] * 1e3 > objective.milliseconds).sum())
+    over = int((rows[:, LATENCY] * 1e3 > objective.milliseconds).sum())
     reason = ""
     if exit_code not in set(Outcome):
         reason = f"Locust ended with exit code {exit_code}"
@@ -125,18 +136,20 @@ def evaluate(
         reason = "; ".join(document["invalid"] + document["faults"])
     elif failed:
         reason = f"{failed} requests failed"
-    elif max(windows) > objective.milliseconds:
+    elif max(windows_ms) > objective.milliseconds:
         reason = f"p{objective.percent:g} over {objective.milliseconds:g} ms in a window"
-    elif min(map(len, parts)) < _MIN_ANSWERED * rate * search.window:
-        reason = f"a window with less than {_MIN_ANSWERED:.0%} of the rate answered"
+    elif len(windows_ms) < search.windows:
+        reason = "no request in a window"
     elif not enough_samples(len(rows), over, objective.percent):
-        reason = f"{len(rows)} requests are not enough to show it; windows of more seconds are"
+        reason = f"{len(rows)} requests are too few to show it; use longer windows"
+    elif answers < _MIN_ANSWERED * due:
+        reason = f"the queue grew: {answers} answers to {due} requests in a window"
     model = search.scenario.partition("-")[0]
     return Probe(
         rate=rate,
-        answered=sum(map(len, parts)) / (search.window * search.windows),
-        latency_ms={f"p{p:g}": 1e3 * percentile(rows[:, 1], p) for p in _PERCENTILES},
-        windows_ms=windows,
+        answered=sum(answered) / (search.window * search.windows),
+        latency_ms={f"p{p:g}": 1e3 * percentile(rows[:, LATENCY], p) for p in _PERCENTILES},
+        windows_ms=windows_ms,
         batch=document["server"].get(model, {}).get("batch", 0.0),
         held=not reason,
         reason=reason,
@@ -148,7 +161,7 @@ def probe(search: Search, rate: float, host: str, telemetry: str) -> Probe:
     """Run Locust at one rate.
 
     Raises:
-        CapacityError: it left no results, or the server cannot be reached.
+        CapacityError: Locust left no results, or the server cannot be reached.
     """
     seconds = search.window * search.windows
     objective = search.objective
@@ -156,18 +169,18 @@ def probe(search: Search, rate: float, host: str, telemetry: str) -> Probe:
         directory = Path(scratch)
         limits = f'[{search.scenario}]\n"p{objective.percent:g}" = {objective.milliseconds}\n'
         (directory / "objectives.toml").write_text(limits)
-        command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf"]
+        command = generator.command(host, telemetry, artifacts=scratch)
         sources = str(_SOURCES_PER_PROCESS * search.processes)
-        command += ["--host", host, "--telemetry", telemetry, "--users", sources]
+        command += ["--users", sources]
         command += ["--processes", str(search.processes)] if search.processes > 1 else []
         command += ["--spawn-rate", sources, "--run-time", f"{math.ceil(seconds) + 1}s"]
-        command += ["--arrival-rate", f"{rate:g}", "--artifacts", scratch]
+        command += ["--arrival-rate", f"{rate:g}"]
         command += ["--objectives", str(directory / "objectives.toml"), USERS[search.scenario]]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         try:
             document = json.loads((directory / report.RESULTS).read_text())
             with np.load(directory / report.LATENCIES) as latencies:
-                rows = latencies.get(search.scenario, np.empty((0, 3)))
+                rows = latencies.get(search.scenario, np.empty((0, COLUMNS)))
         except OSError:
             raise CapacityError(f"Locust left no results:\n{done.stderr[-2000:]}") from None
         if not len(rows):
@@ -180,10 +193,10 @@ def find(search: Search, try_rate: Callable[[float], Probe]) -> list[Probe]:
 
     Args:
         search: bounds and precision.
-        try_rate: gives the verdict on a rate.
+        try_rate: probes one rate.
 
     Returns:
-        Every probe, in the order of trying.
+        Every probe, in order.
     """
     probes: list[Probe] = []
     low, high = 0.0, search.high
@@ -191,7 +204,7 @@ def find(search: Search, try_rate: Callable[[float], Probe]) -> list[Probe]:
     def attempt(rate: float) -> bool:
         result = try_rate(rate)
         if not result.held and not result.generator_limited:
-            # One window may have met a hiccup of the machine; a rate that is too high fails again.
+            # A hiccup of the machine spoils one run; a rate that is too high fails again.
             probes.append(result)
             result = try_rate(rate)
         probes.append(result)
@@ -219,7 +232,7 @@ def best(probes: Sequence[Probe]) -> Probe | None:
 
 
 def summary(search: Search, probes: Sequence[Probe]) -> str:
-    """The result, in words."""
+    """The result in a sentence."""
     held = best(probes)
     if held is None:
         return f"{search.objective} was held at no rate: {probes[-1].reason}"
@@ -233,7 +246,7 @@ def summary(search: Search, probes: Sequence[Probe]) -> str:
 
 
 def rows_of(probes: Sequence[Probe]) -> tuple[list[str], list[list[Any]]]:
-    """The table of latency against rate."""
+    """Head and rows of the table of latency against rate."""
     head = ["rate, per s", "answered", *(f"p{p:g} ms" for p in _PERCENTILES), "batch", "verdict"]
     return head, [
         [
@@ -248,7 +261,7 @@ def rows_of(probes: Sequence[Probe]) -> tuple[list[str], list[list[Any]]]:
 
 
 def write(search: Search, probes: Sequence[Probe], directory: Path) -> None:
-    """Leave `capacity.json` and `capacity.html`."""
+    """Write `capacity.json` and `capacity.html`."""
     directory.mkdir(parents=True, exist_ok=True)
     result = best(probes)
     document = {
@@ -266,21 +279,20 @@ def write(search: Search, probes: Sequence[Probe], directory: Path) -> None:
         rates = [p.rate for p in ordered]
         for name in ordered[0].latency_ms:
             latency.plot(rates, [p.latency_ms[name] for p in ordered], marker="o", label=name)
-        latency.axhline(search.objective.milliseconds, color="gray", linestyle="--")
+        limit = search.objective.milliseconds
+        latency.axhline(limit, color="gray", linestyle="--", label="objective")
         latency.set(xlabel="requests a second sent", ylabel="latency, ms", yscale="log")
         latency.legend(fontsize="small")
-        report.plain_numbers(latency)
-        throughput.plot(rates, [p.answered for p in ordered], marker="o", label="answered a second")
+        charts.plain_numbers(latency.yaxis)
+        throughput.plot(rates, rates, color="gray", linestyle="--", label="as many as sent")
+        throughput.plot(rates, [p.answered for p in ordered], marker="o", label="answered")
         throughput.set(xlabel="requests a second sent", ylabel="requests a second answered")
+        throughput.legend(fontsize="small", loc="upper left")
         batch = throughput.twinx()
         batch.plot(rates, [p.batch for p in ordered], marker="s", color="tab:orange")
         batch.set_ylabel("requests in a batch", color="tab:orange")
         for axis in axes:
             axis.grid(alpha=0.3)
 
-    body = [
-        f"<p>{summary(search, probes)}</p>",
-        report.figure(draw),
-        report.html_table(*rows_of(probes)),
-    ]
-    (directory / "capacity.html").write_text(report.page("Capacity", body))
+    page = report.render("Capacity", [summary(search, probes)], charts.svg(draw), [rows_of(probes)])
+    (directory / "capacity.html").write_text(page)

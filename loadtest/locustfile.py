@@ -1,10 +1,10 @@
 """Users of the service, for Locust: `locust -f loadtest/locustfile.py`, with Locust's own options.
 
-Without more, users are closed-loop as Locust's are: each waits for its answer. With
-`--arrival-rate` requests are sent on a schedule that no answer changes, and their latency counts
-from when they were to be sent; `--users` is then the number of independent sources. `--profile`
-moves either over time. A run ends with a table of objectives and with Locust's exit code 0, 1 or 2:
-all held, one missed, or a run that cannot be judged.
+By default the loop is closed, as usual with Locust: each user waits for its answer. With
+`--arrival-rate` requests are sent on a schedule that no answer changes, and latency counts from
+when a request was to be sent; `--users` is then the number of independent sources. `--profile`
+changes either over time. A run ends with a table of objectives and with Locust's exit code: 0 if
+all were held, 1 if one was missed, 2 if the run cannot be judged.
 """
 
 import base64
@@ -20,6 +20,7 @@ import gevent
 from gevent.pool import Group
 from locust import FastHttpUser, constant, events, tag, task
 from locust.env import Environment
+from typing_extensions import override
 
 from loadtest import digits
 from loadtest.arrivals import KINDS, schedule
@@ -35,16 +36,19 @@ recorder = Recorder()
 
 
 class ServiceUser(FastHttpUser):
-    """Sends requests of one scenario, in a closed or an open loop."""
+    """Sends requests of one scenario, in a closed or an open loop.
+
+    A subclass says which, and makes `predict` a task.
+    """
 
     abstract = True
     host = "http://127.0.0.1:8080"
     wait_time = constant(0)
-    # Less than what a run gives its last requests at the end (loadtest/run.py): one that was never
-    # answered is then counted as such, and not forgotten with its user.
+    # Less than the time that a run gives its last requests (loadtest/run.py): a request without an
+    # answer is then counted as such, and not forgotten with its user.
     connection_timeout = 10.0
     network_timeout = 20.0
-    # In an open loop nothing waits for a connection that another request holds.
+    # In an open loop no request may wait for another's connection.
     concurrency = 4096
 
     def __init__(self, environment: Environment) -> None:
@@ -53,11 +57,11 @@ class ServiceUser(FastHttpUser):
         self._rng = random.Random()  # noqa: S311 (load, no secrets)
 
     def question(self) -> tuple[str, bytes, dict[str, str], list[int]]:
-        """Scenario, body, headers, and the labels that are right."""
+        """Scenario, body, headers, and the correct labels of a request."""
         raise NotImplementedError
 
-    def go(self) -> None:
-        """What every task does: one request, or as a source all that are to come."""
+    def predict(self) -> None:
+        """Send one request; in an open loop, every request until the user is stopped."""
         options = self.environment.parsed_options
         if not options.arrival_rate:
             self.ask(time.perf_counter())
@@ -72,7 +76,7 @@ class ServiceUser(FastHttpUser):
         self._under_way.join()
 
     def ask(self, intended: float) -> None:
-        """Send one request, look at the answer, and record both.
+        """Send one request, check the answer, and record both.
 
         Args:
             intended: when it was to be sent, by `time.perf_counter`.
@@ -88,8 +92,8 @@ class ServiceUser(FastHttpUser):
             name=scenario,
             catch_response=True,
         ) as response:
-            # From the client's own clock, which stops at the last byte, not after this greenlet
-            # got its turn.
+            # By the client's own clock, which stops at the last byte, not when this greenlet gets
+            # its turn.
             latency = lag + response.request_meta["response_time"] / 1e3
             response.request_meta["response_time"] = latency * 1e3
             counts[f"code {response.status_code or 0}"] = 1
@@ -114,16 +118,16 @@ class MnistImages(ServiceUser):
 
     weight = 6
 
+    @override
     def question(self) -> tuple[str, bytes, dict[str, str], list[int]]:
-        """A random one."""
         digit = self._rng.choice(DIGITS)
         return "mnist-png", digit.png, PNG, [digit.label]
 
+    @override
     @tag("mnist", "png")
     @task
     def predict(self) -> None:
-        """Send it."""
-        self.go()
+        super().predict()
 
 
 class MnistBatches(ServiceUser):
@@ -131,39 +135,39 @@ class MnistBatches(ServiceUser):
 
     weight = 1
 
+    @override
     def question(self) -> tuple[str, bytes, dict[str, str], list[int]]:
-        """Random ones."""
         chosen = self._rng.choices(DIGITS, k=BATCH)
         instances = [{"b64": base64.b64encode(digit.png).decode()} for digit in chosen]
         body = json.dumps({"instances": instances}).encode()
         return "mnist-json", body, JSON, [digit.label for digit in chosen]
 
+    @override
     @tag("mnist", "json")
     @task
     def predict(self) -> None:
-        """Send them."""
-        self.go()
+        super().predict()
 
 
 class XorPairs(ServiceUser):
-    """One corner of the square."""
+    """One pair of bits."""
 
     weight = 1
 
+    @override
     def question(self) -> tuple[str, bytes, dict[str, str], list[int]]:
-        """A random one."""
         corner, label = self._rng.choice(CORNERS)
         return "xor", json.dumps({"instances": [corner]}).encode(), JSON, [label]
 
+    @override
     @tag("xor", "json")
     @task
     def predict(self) -> None:
-        """Send it."""
-        self.go()
+        super().predict()
 
 
 def labels_of(text: str | None, count: int) -> tuple[list[int], str | None]:
-    """The labels of an answer, and what is wrong with its form."""
+    """The labels of an answer, and what is wrong with its form, if anything."""
     try:
         predictions = json.loads(text or "")["predictions"]
         labels = [prediction["label"] for prediction in predictions]
@@ -182,21 +186,28 @@ def labels_of(text: str | None, count: int) -> tuple[list[int], str | None]:
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_arguments(parser: ArgumentParser) -> None:
-    """Options beside Locust's own."""
+    """Add options to Locust's own."""
     add: Callable[..., Any] = parser.add_argument
     add("--arrival-rate", type=float, default=0.0, metavar="R", help="open loop: requests a second")
     add("--arrivals", choices=KINDS, default="poisson", help="open loop: gaps between requests")
     add("--objectives", default="", metavar="FILE", help="default: loadtest/objectives.toml")
-    add("--telemetry", default="", metavar="URL", help="8083 of the host; `none`: no cross-check")
-    add("--artifacts", default="", metavar="DIR", help="where to leave the report")
+    add(
+        "--telemetry",
+        env_var="TELEMETRY_ADDRESS",
+        default="",
+        metavar="URL",
+        help="of the service, for the cross-check; default: TELEMETRY_ADDRESS, else port 8083 of "
+        "the host; `none`: no cross-check",
+    )
+    add("--artifacts", default="", metavar="DIR", help="where to write the report")
     add(
         "--prometheus-port", type=int, default=0, metavar="PORT", help="the generator's own metrics"
     )
-    # Set below, and sent to workers with the others.
+    # Set by the run, and sent to workers with the others.
     add("--sources", type=int, default=1, include_in_web_ui=False, help="internal")
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def connect(environment: Environment, **_: Any) -> None:
-    """Wire the recorder, and in the process that judges, the run."""
+    """Connect the recorder to Locust's events, and the run in the process that judges it."""
     Run(environment, recorder).connect()

@@ -1,4 +1,4 @@
-"""What a run has to hold to, and whether it did."""
+"""Objectives of a run, and the verdict on each."""
 
 import enum
 import math
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.recorder import Floats, Results, Scenario, percentile
+from loadtest.recorder import LATENCY, Floats, Results, Scenario, percentile
 
 FILE = Path(__file__).with_name("objectives.toml")
 CONFIDENCE = 0.99
@@ -17,11 +17,11 @@ _LATENCY = re.compile(r"p(\d{1,2}(?:\.\d+)?)")
 
 
 class ObjectiveError(Exception):
-    """The objectives cannot be used; the message names what is wrong, and what there is."""
+    """The objectives cannot be used; the message says what is wrong with which."""
 
 
 class Verdict(enum.Enum):
-    """Of one objective, or of a run."""
+    """The verdict on one objective, or on a run."""
 
     PASSED = "passed"
     FAILED = "FAILED"
@@ -29,7 +29,7 @@ class Verdict(enum.Enum):
 
 
 class Outcome(enum.IntEnum):
-    """Exit code of a run."""
+    """The exit code of a run."""
 
     PASSED = 0
     FAILED = 1
@@ -41,8 +41,8 @@ class Judgement:
     """One objective of one scenario.
 
     Attributes:
-        limit, measured: in the objective's own unit: milliseconds, a share, requests a second.
-        note: what limits the verdict.
+        limit, measured: in the objective's unit: milliseconds, a share, or requests a second.
+        note: why the verdict is uncertain.
     """
 
     scenario: str
@@ -57,7 +57,7 @@ def load(file: Path = FILE) -> dict[str, dict[str, float]]:
     """Objectives by scenario.
 
     Raises:
-        ObjectiveError: no such file, not TOML, or an objective that there is not.
+        ObjectiveError: the file is missing or not TOML, or an objective is unknown or no number.
     """
     try:
         document = tomllib.loads(file.read_text())
@@ -65,36 +65,37 @@ def load(file: Path = FILE) -> dict[str, dict[str, float]]:
         raise ObjectiveError(f"{file}: {error}") from None
     for scenario, objectives in document.items():
         if not isinstance(objectives, dict):
-            raise ObjectiveError(f"{file}: [{scenario}] is no table of objectives")
+            raise ObjectiveError(f"{file}: {scenario} is not a table of objectives")
         for name, limit in objectives.items():
-            check(name, f"{file}, [{scenario}]")
-            if isinstance(limit, bool) or not isinstance(limit, int | float):
-                raise ObjectiveError(f"{file}, [{scenario}]: {name} is no number: {limit!r}")
+            check_name(name, f"{file}, [{scenario}]")
+            is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+            if not is_number or not math.isfinite(limit):
+                raise ObjectiveError(f"{file}, [{scenario}]: {name} is not a number: {limit!r}")
     return document
 
 
-def check(name: str, where: str) -> None:
-    """Refuse the name of an objective that there is not.
+def check_name(name: str, where: str) -> None:
+    """Check the name of an objective.
 
     Raises:
-        ObjectiveError: with the names that there are.
+        ObjectiveError: the name is unknown; the message lists those that exist.
     """
     if name not in _OTHERS and not _LATENCY.fullmatch(name):
         known = "p50, p95, p99, p99.9 (or any other percentile), " + ", ".join(_OTHERS)
-        raise ObjectiveError(f"{where}: there is no objective {name!r}; there are {known}")
+        raise ObjectiveError(f"{where}: unknown objective {name!r}; expected one of {known}")
 
 
 def judge(results: Results, objectives: Mapping[str, Mapping[str, float]]) -> list[Judgement]:
-    """Every objective of every scenario that had requests.
+    """Judge every objective of every scenario that had requests.
 
     Raises:
-        ObjectiveError: not one of the scenarios that had requests has objectives.
+        ObjectiveError: none of these scenarios has objectives.
     """
     judged = [name for name in results.scenarios if name in objectives]
     if not judged:
         raise ObjectiveError(
             f"no objectives for {', '.join(results.scenarios) or 'a run without requests'}; "
-            f"there are some for {', '.join(objectives)}"
+            f"there are objectives for {', '.join(objectives)}"
         )
     return [
         _judge(name, results.scenarios[name], results.seconds, objective, limit)
@@ -107,7 +108,7 @@ def _judge(
     name: str, scenario: Scenario, seconds: float, objective: str, limit: float
 ) -> Judgement:
     if match := _LATENCY.fullmatch(objective):
-        return judge_latency(name, scenario.rows[:, 1], float(match[1]), limit)
+        return judge_latency(name, scenario.rows[:, LATENCY], float(match[1]), limit)
     if objective == "min_rate":
         answered = scenario.requests - scenario.counters["failed"]
         measured, good = answered / seconds, answered / seconds >= limit
@@ -121,13 +122,13 @@ def _judge(
 
 
 def judge_latency(name: str, latencies: Floats, percent: float, limit: float) -> Judgement:
-    """A percentile against its limit, in milliseconds, with confidence.
+    """Judge a percentile against its limit in milliseconds, with 99 % confidence.
 
-    Passing takes more than that the percentile of the sample is under the limit: so few of the
-    requests are over it that, were the true share over it as large as the objective allows, as few
-    would be seen with a probability of at most 1 %. That is the early-stopping criterion of MLPerf
-    Inference (https://github.com/mlcommons/inference_policies, "Early stopping"), an exact binomial
-    bound; for p99 it takes 459 requests with none over, 662 with one.
+    It is not enough that the percentile of the sample is under the limit. So few requests must be
+    over it that, if the true share over it were as large as the objective allows, so few would be
+    seen with a probability of at most 1 %. This is the early-stopping criterion of MLPerf Inference
+    (https://github.com/mlcommons/inference_policies, "Early stopping"), an exact binomial bound;
+    for p99 it takes 459 requests with none over the limit, 662 with one.
     """
     measured = percentile(latencies, percent) * 1e3
     over = int((latencies * 1e3 > limit).sum())
@@ -136,17 +137,17 @@ def judge_latency(name: str, latencies: Floats, percent: float, limit: float) ->
         verdict = Verdict.FAILED
     elif not enough_samples(len(latencies), over, percent):
         verdict = Verdict.UNDECIDED
-        note = f"{over} of {len(latencies)} over the limit do not show it with {CONFIDENCE:.0%}"
+        note = f"{over} of {len(latencies)} over the limit: {CONFIDENCE:.0%} confidence takes more"
     return Judgement(name, f"p{percent:g}", limit, measured, verdict, note)
 
 
 def enough_samples(count: int, over: int, percent: float) -> bool:
-    """Whether `over` of `count` shows, with 99 % confidence, that a percentile is under a limit."""
+    """Whether `over` of `count` shows with 99 % confidence that a percentile is under a limit."""
     return _binomial_cdf(over, count, 1 - percent / 100) <= 1 - CONFIDENCE
 
 
 def _binomial_cdf(most: int, count: int, probability: float) -> float:
-    """Probability of at most so many of `count`, each with this probability."""
+    """Probability of at most `most` events in `count` trials."""
     if most >= count:
         return 1.0
     log_p, log_q = math.log(probability), math.log1p(-probability)
@@ -164,7 +165,7 @@ def _binomial_cdf(most: int, count: int, probability: float) -> float:
 
 
 def overall(judgements: list[Judgement]) -> Verdict:
-    """The worst of them; failed is worse than undecided."""
+    """The worst verdict; failed is worse than undecided."""
     verdicts = {judgement.verdict for judgement in judgements}
     for verdict in (Verdict.FAILED, Verdict.UNDECIDED):
         if verdict in verdicts:

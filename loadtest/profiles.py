@@ -1,6 +1,7 @@
-"""How the load goes up and down over a run, as shapes that Locust understands."""
+"""Load profiles: how many users there are over a run, as shapes of Locust."""
 
 from locust import LoadTestShape
+from typing_extensions import override
 
 
 class Profile(LoadTestShape):
@@ -10,7 +11,7 @@ class Profile(LoadTestShape):
     the rate.
 
     Args:
-        peak: the most users that there are at once.
+        peak: maximum number of users.
         duration: seconds until the run ends.
     """
 
@@ -22,11 +23,11 @@ class Profile(LoadTestShape):
         self._duration = duration
 
     def share(self, progress: float) -> float:
-        """Of the peak, 0 to 1, at a progress of 0 to 1."""
+        """Users as a share of the peak, 0 to 1, at a progress through the run of 0 to 1."""
         raise NotImplementedError
 
+    @override
     def tick(self) -> tuple[int, float] | None:
-        """What Locust asks for every second: users, and how many to start or stop a second."""
         progress = self.get_run_time() / self._duration  # type: ignore[no-untyped-call]
         if progress >= 1:
             return None
@@ -36,40 +37,40 @@ class Profile(LoadTestShape):
 class Steady(Profile):
     """The peak from start to end."""
 
+    @override
     def share(self, _: float) -> float:
-        """Always 1."""
         return 1.0
 
 
 class Ramp(Profile):
     """From nothing to the peak in a straight line."""
 
+    @override
     def share(self, progress: float) -> float:
-        """The progress itself."""
         return progress
 
 
 class Step(Profile):
     """A quarter, a half, three quarters and all of the peak, a quarter of the time each."""
 
+    @override
     def share(self, progress: float) -> float:
-        """In steps of a quarter."""
         return (1 + int(progress * 4)) / 4
 
 
 class Spike(Profile):
     """A quarter of the peak, but all of it in the middle fifth of the run."""
 
+    @override
     def share(self, progress: float) -> float:
-        """1 from 0.4 to 0.6."""
         return 1.0 if 0.4 <= progress < 0.6 else 0.25
 
 
 class Soak(Steady):
-    """Half of the peak, for the hours in which leaks show; the duration is what makes it one."""
+    """Half of the peak, for the hours that a leak takes to show."""
 
+    @override
     def share(self, _: float) -> float:
-        """Always a half."""
         return 0.5
 
 

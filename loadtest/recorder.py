@@ -1,4 +1,4 @@
-"""What the generator saw: every latency as it was measured, by scenario."""
+"""What the generator measured: every request, by scenario."""
 
 import time
 from collections import Counter
@@ -9,37 +9,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+# Columns of the rows, one row a request. Times are in seconds, the first since the epoch; the last
+# is 1 for a request that failed and 0 for one that did not.
+SENT, LATENCY, LAG, FAILED = range(4)
+COLUMNS = 4
 
 
 class Recorder:
-    """Collects requests in one process; batches of it travel to the one that judges.
+    """Collects the requests of one process, which sends them in batches to the one that judges.
 
-    All latencies are kept, 8 bytes each with 16 for their times: percentiles are then exact, two
-    runs can be compared by resampling, and a million requests take 24 MB.
+    Every request is kept, in 32 bytes: percentiles are then exact, two runs can be compared by
+    resampling, and a million requests take 32 MB.
     """
 
     def __init__(self) -> None:
-        self._columns: dict[str, list[tuple[float, float, float]]] = {}
+        self._columns: dict[str, list[tuple[float, float, float, float]]] = {}
         self._counters: dict[str, Counter[str]] = {}
 
     def add(
         self, scenario: str, sent: float, latency: float, lag: float, counts: Mapping[str, int]
     ) -> None:
-        """One request has ended.
+        """Record a request that has ended.
 
         Args:
-            scenario: whose.
+            scenario: to which it belongs.
             sent: when it was to be sent, seconds since the epoch.
             latency: seconds from then to the answer's last byte.
             lag: seconds from then to when it was really sent.
-            counts: 1 under `code <status>`, and under `failed` if it is a failure; how many
-                `instances` were answered, and how many of those `correct`.
+            counts: 1 under `code <status>`, and under `failed` if it failed; the number of
+                `instances` answered, and of those `correct`.
         """
-        self._columns.setdefault(scenario, []).append((sent, latency, lag))
+        row = (sent, latency, lag, float(counts.get("failed", 0)))
+        self._columns.setdefault(scenario, []).append(row)
         self._counters.setdefault(scenario, Counter()).update(counts)
 
     def take(self) -> dict[str, Any]:
-        """All that was collected since the last call, in types that Locust can send."""
+        """Return what was collected since the last call, in types that Locust can send."""
         batch = {
             scenario: (np.asarray(rows, dtype=np.float64).tobytes(), dict(self._counters[scenario]))
             for scenario, rows in self._columns.items()
@@ -60,25 +65,25 @@ class Scenario:
         self.counters: Counter[str] = Counter()
 
     def extend(self, rows: Floats, counters: Mapping[str, int]) -> None:
-        """Add requests, float64 [n, 3] of time sent, latency and lag."""
+        """Add requests, float64 [n, 4], and their counters."""
         self._parts.append(rows)
         self.counters.update(counters)
 
     @property
     def rows(self) -> Floats:
-        """float64 [n, 3]: time sent, latency, lag, in seconds."""
+        """Every request, float64 [n, 4]: `SENT`, `LATENCY`, `LAG`, `FAILED`."""
         if len(self._parts) != 1:
-            self._parts = [np.concatenate([np.empty((0, 3)), *self._parts])]
+            self._parts = [np.concatenate([np.empty((0, COLUMNS)), *self._parts])]
         return self._parts[0]
 
     @property
     def requests(self) -> int:
-        """How many there were."""
+        """The number of requests."""
         return len(self.rows)
 
     @property
     def codes(self) -> dict[str, int]:
-        """Requests by status; `0` had no answer."""
+        """Requests by status; `0` stands for no answer."""
         prefix = "code "
         return {
             key.removeprefix(prefix): count
@@ -88,7 +93,7 @@ class Scenario:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the instances answered whose label was right."""
+        """Share of the answered instances with the correct label; None if none was answered."""
         instances = self.counters["instances"]
         return self.counters["correct"] / instances if instances else None
 
@@ -107,24 +112,24 @@ class Results:
         self.ended: float | None = None
 
     def merge(self, batch: Mapping[str, Any]) -> dict[str, Floats]:
-        """Add what `Recorder.take` gave, and return its rows."""
+        """Add a batch from `Recorder.take`, and return its rows by scenario."""
         added = {}
         for name, (content, counters) in batch.items():
-            rows = np.frombuffer(content, dtype=np.float64).reshape(-1, 3)
+            rows = np.frombuffer(content, dtype=np.float64).reshape(-1, COLUMNS)
             self.scenarios.setdefault(name, Scenario()).extend(rows, counters)
             added[name] = rows
         return added
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration of the run so far, or of the whole."""
         return (self.ended or time.time()) - self.started
 
 
 def percentile(values: Floats, percent: float) -> float:
-    """The smallest value that at least so many percent of the values do not exceed (nearest rank).
+    """The smallest value that at least `percent` of the values do not exceed (nearest rank).
 
-    Infinite where there are none.
+    Infinite if there are no values.
     """
     if not len(values):
         return float("inf")

@@ -1,4 +1,4 @@
-"""One run of Locust, from the first look at the server to the verdict."""
+"""One run of Locust: finds the server, collects what is recorded, and judges it."""
 
 import contextlib
 import time
@@ -16,13 +16,13 @@ from loadtest import objectives, report, server_side
 from loadtest.objectives import Judgement, ObjectiveError, Outcome, Verdict
 from loadtest.profiles import PROFILES
 from loadtest.prometheus import Exporter
-from loadtest.recorder import Recorder, Results, percentile
+from loadtest.recorder import LAG, Recorder, Results, percentile
 
-# Seconds that answers may take at the end of a run, unless Locust's option gives more. Users give
-# up sooner.
+# Seconds that answers may take at the end of a run, unless Locust's option gives more. Users time
+# out sooner.
 _STOP_TIMEOUT = 30.0
 _COLLECT_SECONDS = 0.5
-# A server that has answered nothing for so long is gone.
+# A server that has answered nothing for so many seconds is gone.
 _DEAD_SECONDS = 5.0
 _MIN_LAG = 0.005
 # Messages between master and workers at the end of a run.
@@ -31,9 +31,9 @@ _RUN_SECONDS = {"soak": 1800.0}
 
 
 class Run:
-    """Connects the generator's events with the recorder, and judges at the end.
+    """Connects Locust's events with the recorder, and judges the run at its end.
 
-    In a distributed run workers record and the master judges; else one process does both.
+    In a distributed run workers record and the master judges; otherwise one process does both.
 
     Args:
         environment: Locust's.
@@ -58,7 +58,7 @@ class Run:
         return self._environment.parsed_options
 
     def connect(self) -> None:
-        """Listen to Locust's events."""
+        """Add listeners to Locust's events."""
         events = self._environment.events
         self._environment.stop_timeout = max(self._environment.stop_timeout or 0, _STOP_TIMEOUT)
         runner = self._environment.runner
@@ -89,16 +89,16 @@ class Run:
         data["loadtest"] = self._recorder.take()
 
     def _finish(self, **_: Any) -> None:
-        """In a worker: have every request answered, and send what has not been reported yet."""
+        """In a worker: await every answer, and send what has not been reported yet."""
         runner = self._environment.runner
         assert isinstance(runner, WorkerRunner)
         runner.stop()
         runner.send_message(_REST, self._recorder.take())
 
     def _finish_workers(self, **_: Any) -> None:
-        """In the master: wait for every worker's rest, for which Locust itself gives half a second.
+        """In the master: wait for the last report of every worker.
 
-        Without it the run would not count requests that the server did.
+        Locust itself waits half a second; the run would then miss requests that the server counted.
         """
         runner = self._environment.runner
         assert isinstance(runner, MasterRunner)
@@ -108,7 +108,9 @@ class Run:
             while self._unfinished:
                 gevent.sleep(0.05)
         if self._unfinished:
-            self._why_invalid.append(f"{len(self._unfinished)} workers did not report to the end")
+            self._why_invalid.append(
+                f"{len(self._unfinished)} workers did not send their last report"
+            )
 
     def _take_rest(self, msg: Message, **_: Any) -> None:
         self._merge(msg.data)
@@ -130,7 +132,7 @@ class Run:
 
     @property
     def telemetry(self) -> str:
-        """URL of the server's telemetry, or nothing where it is not to be asked."""
+        """URL of the server's telemetry; empty for a run without the cross-check."""
         if self._options.telemetry == "none":
             return ""
         host = urlsplit(self._host).hostname
@@ -155,20 +157,27 @@ class Run:
         self._collector = gevent.spawn(self._collect)
 
     def _look(self) -> None:
-        """See that there is a server, before any load.
+        """Look for the server, before any load.
 
         Raises:
-            ScrapeError: there is none, or none that can be asked what it served.
+            ScrapeError: no server answers, or its metrics cannot be read.
         """
         try:
             requests.get(f"{self._host}/ping", timeout=5)
         except requests.RequestException as error:
             kind = type(error).__name__
             raise server_side.ScrapeError(f"no server answers at {self._host}: {kind}") from None
-        self._before = server_side.scrape(f"{self.telemetry}/metrics") if self.telemetry else None
+        if not self.telemetry:
+            self._before = None
+            return
+        try:
+            self._before = server_side.scrape(f"{self.telemetry}/metrics")
+        except server_side.ScrapeError as error:
+            hint = "--telemetry or TELEMETRY_ADDRESS names another address"
+            raise server_side.ScrapeError(f"{error}; {hint}") from None
 
     def _give_up(self) -> None:
-        # Not from within the event: Locust has yet to start what is to be stopped.
+        # Not within the event: Locust has not yet started what is to be stopped.
         gevent.spawn_later(0.1, self._quit)
 
     def _quit(self) -> None:
@@ -177,7 +186,7 @@ class Run:
             runner.quit()
 
     def _collect(self) -> None:
-        """Merge what this process recorded, and stop a run whose server has gone."""
+        """Merge what this process recorded, and stop a run whose server is gone."""
         while True:
             gevent.sleep(_COLLECT_SECONDS)
             if not isinstance(self._environment.runner, MasterRunner):
@@ -190,7 +199,7 @@ class Run:
                 return
 
     def _stop(self, **_: Any) -> None:
-        """Judge, say so, and set the exit code."""
+        """Judge the run, print and write the report, and set the exit code."""
         if self._collector:
             self._collector.kill()
         self._merge(self._recorder.take())
@@ -226,15 +235,14 @@ class Run:
 
 
 def lags(results: Results, limits: dict[str, dict[str, float]]) -> list[str]:
-    """Scenarios whose requests were sent too late for their latency to mean anything.
+    """Scenarios whose requests the generator sent too late, in words; their latency says nothing.
 
-    The generator's fault: p99 of the lag is over 5 ms, or 10 % of the objective for p99 if that is
-    more.
+    Too late is a p99 of the lag over 5 ms, or over 10 % of the objective for p99 if that is more.
     """
     found = []
     for name, scenario in results.scenarios.items():
         limit = max(_MIN_LAG, limits.get(name, {}).get("p99", 0.0) / 1e3 / 10)
-        lag = percentile(scenario.rows[:, 2], 99)
+        lag = percentile(scenario.rows[:, LAG], 99)
         if lag > limit:
             found.append(
                 f"{name}: the generator itself was late, by {lag * 1e3:.1f} ms at p99 "
@@ -244,7 +252,10 @@ def lags(results: Results, limits: dict[str, dict[str, float]]) -> list[str]:
 
 
 def verdict(judgements: list[Judgement], faults: list[str], why_invalid: list[str]) -> Outcome:
-    """The exit code. A fault is one whatever the generator did; objectives it may have spoilt."""
+    """The exit code of a run.
+
+    A fault counts whatever the generator did; a missed objective may be the generator's doing.
+    """
     if faults:
         return Outcome.FAILED
     if why_invalid:

@@ -1,4 +1,4 @@
-"""What the server says that it served, against what the generator says that it sent."""
+"""Cross-check: the server's counters against what the generator sent."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.recorder import Results
 
-# What never reaches the handler: TorchServe's own answers for overload and for no such model.
+# Answers of TorchServe itself, for overload and for an unknown model: the handler never sees them.
 _BEFORE_THE_HANDLER = {"503", "404"}
 _NO_ANSWER = "0"
 Sample = tuple[str, tuple[tuple[str, str], ...]]
@@ -20,10 +20,10 @@ class ScrapeError(Exception):
 
 
 def scrape(url: str) -> dict[Sample, float]:
-    """Every sample of Contract 4's metrics, by name and labels.
+    """Scrape the handler's metrics: the value of every sample, by name and labels.
 
     Raises:
-        ScrapeError: no answer, or none with those metrics.
+        ScrapeError: there is no answer, or it has none of these metrics.
     """
     try:
         response = requests.get(url, timeout=10)
@@ -43,13 +43,13 @@ def scrape(url: str) -> dict[Sample, float]:
 
 @dataclass
 class ModelSide:
-    """One model over a run, as its server counted.
+    """The server's counters of one model over a run.
 
     Attributes:
         codes: requests by status.
-        batch: requests in a batch, on average.
-        milliseconds: on average, of a batch in each stage and as a whole, and of a request between
-            the generator and the handler (`queue`).
+        batch: mean number of requests in a batch.
+        milliseconds: means, of a batch in each stage and as a whole (`batch`), and of a request
+            between the generator and the handler (`queue`).
     """
 
     codes: Counter[str] = field(default_factory=Counter)
@@ -60,7 +60,7 @@ class ModelSide:
 def difference(
     before: Mapping[Sample, float], after: Mapping[Sample, float]
 ) -> dict[str, ModelSide]:
-    """What happened between two scrapes, by model."""
+    """What was served between two scrapes, by model."""
     sums: dict[tuple[str, str], float] = {}
     models: dict[str, ModelSide] = {}
     for (name, labels), value in after.items():
@@ -89,10 +89,10 @@ def difference(
 
 
 def mismatches(results: Results, served: Mapping[str, ModelSide]) -> list[str]:
-    """What the two sides do not agree on, in words; empty where every request is accounted for.
+    """Differences between the two sides in words; empty if every request is accounted for.
 
-    A scenario's model is its name up to the first hyphen. A request that had no answer may have
-    been served, or not.
+    A scenario's model is its name up to the first hyphen. A request without an answer may have been
+    served or not.
     """
     found: list[str] = []
     for model in sorted({scenario.partition("-")[0] for scenario in results.scenarios}):

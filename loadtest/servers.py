@@ -1,4 +1,7 @@
-"""Starts servers as processes on free ports."""
+"""Starts servers as processes on free ports, for tests and benchmarks.
+
+It knows their commands and HTTP, and imports none of their code.
+"""
 
 import contextlib
 import os
@@ -26,7 +29,7 @@ LISTENERS = (
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing uses now, all different."""
+    """Distinct ports of this machine that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for listener in sockets:
@@ -35,16 +38,16 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_addresses() -> dict[str, str]:
-    """An address with a port that nothing uses, for each of this service's listeners."""
+    """An address with a free port for each of this service's listeners."""
     ports = free_ports(len(LISTENERS))
     return {name: f"http://127.0.0.1:{port}" for name, port in zip(LISTENERS, ports, strict=True)}
 
 
 def wait_until(look: Callable[[], T], timeout: float = 60.0) -> T:
-    """Poll until `look` gives something true, and return it.
+    """Poll `look` until it returns something true, and return that.
 
     Raises:
-        TimeoutError: it did not within so many seconds.
+        TimeoutError: it did not within `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while not (seen := look()):
@@ -57,16 +60,17 @@ def wait_until(look: Callable[[], T], timeout: float = 60.0) -> T:
 class Server:
     """A server process with all its children, in a temporary directory of its own.
 
-    In a `with` block it runs, and is ready.
+    In a `with` block it runs and is ready.
 
     Args:
-        command: starts it in the foreground.
+        command: starts it in the foreground; `{directory}` stands for the temporary directory.
         inference: its URL for predictions, without a path.
         ready: a URL that answers 200 once it can serve.
         environment: on top of this process's.
 
     Attributes:
         temporary: the directory; the logs are in `logs` there.
+        cwd: the working directory of the process.
     """
 
     def __init__(
@@ -79,15 +83,16 @@ class Server:
         # A short path, for the Unix sockets in it.
         self._directory = tempfile.TemporaryDirectory(prefix="s-")
         self.temporary = Path(self._directory.name)
+        self.cwd = ROOT
 
     def start(self) -> None:
-        """Start the process, and do not wait for it."""
+        """Start the process without waiting until it is ready."""
         logs = str(self.temporary / "logs")
         own = {"TMPDIR": self._directory.name, "LOG_LOCATION": logs, "METRICS_LOCATION": logs}
         with (self.temporary / "output").open("w") as log:
             self.process = subprocess.Popen(
                 [part.replace("{directory}", self._directory.name) for part in self._command],
-                cwd=ROOT,
+                cwd=self.cwd,
                 env=os.environ | own | self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -105,7 +110,7 @@ class Server:
 
     @property
     def output(self) -> str:
-        """All that it has printed."""
+        """What it has printed so far."""
         return (self.temporary / "output").read_text()
 
     def _is_ready(self) -> bool:
@@ -122,22 +127,22 @@ class Server:
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.process.kill()  # which does nothing to one that has ended
+        self.process.kill()  # does nothing if it has ended
         self.process.wait()
         self._directory.cleanup()
 
     def _stop(self) -> None:
-        """Have it stop by itself, before it is killed."""
+        """Ask it to stop before it is killed."""
 
     def family(self) -> list[psutil.Process]:
-        """The process and all its descendants, as far as they still run."""
+        """The process and all its descendants that still run."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.process.pid)
             return [process, *process.children(recursive=True)]
         return []
 
     def cpu_seconds(self) -> float:
-        """Processor time that the family has used so far."""
+        """Processor time used by the family so far."""
         total = 0.0
         for process in self.family():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -146,16 +151,18 @@ class Server:
         return total
 
     def memory(self) -> dict[str, float]:
-        """MiB of the family: `pss` counts what is shared once, `rss` for every process."""
-        details = [process.memory_full_info() for process in self.family()]
-        return {
-            "pss": sum(detail.pss for detail in details) / 2**20,
-            "rss": sum(detail.rss for detail in details) / 2**20,
-        }
+        """Memory of the family in MiB: `pss` counts shared pages once, `rss` in every process."""
+        total = {"pss": 0.0, "rss": 0.0}
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                info = process.memory_full_info()
+                total["pss"] += info.pss / 2**20
+                total["rss"] += info.rss / 2**20
+        return total
 
 
 class Service(Server):
-    """`python -m server` with the configuration of the repository.
+    """This service, with the configuration of its repository.
 
     Args:
         store: directory of the archives.
@@ -163,12 +170,14 @@ class Service(Server):
         environment: on top of this process's and of free addresses.
     """
 
+    module = "server"
+
     def __init__(self, store: Path, *models: str, **environment: str) -> None:
         self.addresses = free_addresses() | {
             name: value for name, value in environment.items() if name in LISTENERS
         }
         inference, self.management, self.metrics, self.telemetry = self.addresses.values()
-        command = [sys.executable, "-m", "server", "--model-store", str(store)]
+        command = [sys.executable, "-m", self.module, "--model-store", str(store.absolute())]
         command += ["--models", *models] if models else []
         environment = self.addresses | environment
         super().__init__(command, inference, f"{self.telemetry}/readyz", **environment)

@@ -34,9 +34,9 @@ MAX_BODY = 1 << 20
 # sent again, and is in the door as a whole before it takes a slot.
 SMALL_BODY = 14_000
 MAX_CONNECTIONS = 4096
-# Of a body in TorchServe's heap: as it arrives, as the job's byte array, and encoded for the worker.
-# 40 requests of 1 MiB that wait for a slow handler raise what is left after a collection by 1.05 MiB
-# each, and the peak before one by 2.3 MiB; the rest is for answers and for other JVMs.
+# Of a body in TorchServe's heap: as it arrives, as the job's byte array, and encoded for the
+# worker. 40 requests of 1 MiB that wait for a slow handler raise what is left after a collection by
+# 1.05 MiB each, and the peak before one by 2.3 MiB; the rest is for answers and for other JVMs.
 COPIES = 6
 # Of the heap, what all bodies with their copies may take, and of that the small ones.
 _BODY_SHARE, _SMALL_SHARE = 0.5, 0.25
@@ -74,10 +74,10 @@ def routes(archives: Sequence[Archive], workers: Mapping[str, int], heap: int) -
     """Decide how many requests of each model may be inside TorchServe.
 
     Small bodies: two batches for each worker, one that it computes and one that has come meanwhile.
-    More would only wait in TorchServe, where no deadline ends it. Large bodies: two for each worker,
-    as each is a batch's work: with ten of 1 MiB in TorchServe at once, a neighbour with one image
-    waited 2.7 s. And no more of either than the heap holds with all the copies that TorchServe
-    makes of a body.
+    More would only wait in TorchServe, where no deadline ends it. Large bodies: two for each
+    worker, as each is a batch's work: with ten of 1 MiB in TorchServe at once, a neighbour with one
+    image waited 2.7 s. And no more of either than the heap holds with all the copies that
+    TorchServe makes of a body.
 
     Args:
         archives: what is served.

@@ -124,7 +124,7 @@ class ServerMetrics(Collector):
         yield reloads
         missing = GaugeMetricFamily(
             "serving_patch_missing",
-            "Whether this TorchServe is another than 0.12.0 and was not changed (server/patches.py).",
+            "Whether a patch of server/patches.py does not fit this TorchServe.",
             labels=("patch",),
         )
         for patch in ("batch", "retry"):

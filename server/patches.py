@@ -17,9 +17,9 @@ most, measured with workers that did nothing). So in `Model.pollBatch` the call
 
 `retry`: the batch of a worker that died is answered 502. The frontend answers it 507 or 500, which
 a handler may answer as well, and for good: a request that does not fit into memory should not be
-sent again. HAProxy can send a request again when it was answered 502, which nothing else says here. So
-in `WorkerThread.run` the statuses 500 and 413 (which becomes 507 later) that are put aside for the
-batch in hand become 502.
+sent again. HAProxy can send a request again when it was answered 502, which nothing else says here.
+So in `WorkerThread.run` the statuses 500 and 413 (which becomes 507 later) that are put aside for
+the batch in hand become 502.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Real servers on free ports, started as a user would and waited for by polling."""
+"""Real servers on free ports, started as a user would and awaited by polling."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ __all__ = ["ROOT", "ServerProcess", "free_addresses", "serving"]
 
 
 class ServerProcess(Service):
-    """`python -m server`, which a test may watch from its first moment on.
+    """`python -m server`; entering the `with` block starts it without waiting until it is ready.
 
     Args:
         store: directory of the archives.
         models: which of them; all by default.
         environment: on top of this process's, of free addresses, and of one worker a model, which
-            starts sooner than two.
+            starts faster than two.
     """
 
     def __init__(self, store: Path, *models: str, **environment: str) -> None:
@@ -61,11 +61,11 @@ class ServerProcess(Service):
         return self
 
     def wait(self, timeout: float = 60.0) -> int:
-        """The exit code, once it has ended by itself."""
+        """Wait until it has ended by itself, and return its exit code."""
         return self.process.wait(timeout)
 
     def family(self) -> list[psutil.Process]:
-        """The JVM and the workers of this server that run now, whoever their parent is.
+        """The processes of this server that still run, besides itself, whatever their parent.
 
         Each has the server's temporary directory in its command line.
         """

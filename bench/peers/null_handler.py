@@ -1,4 +1,4 @@
-"""A handler that does nothing: what is left is the cost of TorchServe itself."""
+"""A handler that does nothing: it measures the cost of TorchServe itself."""
 
 from typing import Any
 

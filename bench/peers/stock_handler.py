@@ -3,16 +3,16 @@
 from training.vision import torchvision
 
 # isort: split
-# It imports torchvision, too, which has to be mended first beside a CPU-only torch.
+# It imports torchvision as well, which training.vision patches first beside a CPU-only torch.
 from ts.torch_handler.image_classifier import ImageClassifier
 
 _transforms = torchvision.transforms
 
 
 class StockHandler(ImageClassifier):  # type: ignore[misc]
-    """The built-in handler with the transform that this TorchScript needs: pixels as they are.
+    """The built-in handler with the transform that this TorchScript needs: raw pixels.
 
-    The softmax that it adds to the model's own changes the probabilities, not the label.
+    It applies a second softmax, which changes the probabilities, not the label.
     """
 
     image_processing = _transforms.Compose(

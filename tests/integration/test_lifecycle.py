@@ -7,18 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 
+from bench.servers import PlainTorchServe
 from loadtest.servers import wait_until
-from server.torchserve import find_java
 from tests.archives import DYING_HANDLER, FAILING_HANDLER, SLOW_HANDLER, altered, foreign
-from tests.serving import ROOT, ServerProcess, free_addresses, serving
+from tests.serving import ROOT, ServerProcess, serving
 
 
 @pytest.fixture
@@ -283,67 +281,28 @@ class TestFailingToStart:
         assert "unrecognized arguments: --port=1" in result.stderr
 
 
-def test_served_by_plain_torchserve_without_this_repository(store: Path, tmp_path: Path) -> None:
+def test_served_by_plain_torchserve_without_this_repository(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The archive holds all it needs: its own handler code is what answers."""
-    shutil.copy(store / "mnist.mar", tmp_path)
-    addresses = list(free_addresses().values())
-    config = tmp_path / "config.properties"
-    names = ("inference", "management", "metrics")
-    lines = [f"{n}_address={a}" for n, a in zip(names, addresses, strict=False)]
-    # Ports apart, TorchServe's defaults, with JSON decoded before the handler sees it.
-    config.write_text(
-        "\n".join(
-            [
-                *lines,
-                "disable_token_authorization=true",
-                "grpc_inference_port=0",
-                "grpc_management_port=0",
-                "default_workers_per_model=1",
-            ]
-        )
-    )
-    home = Path(sysconfig.get_path("purelib"))
-    command = [str(find_java()), f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={tmp_path}"]
-    command += ["-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
-    command += ["--python", sys.executable, "-f", str(config), "-s", str(tmp_path), "-ncs"]
-    command += ["-m", "mnist.mar"]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    with (tmp_path / "output").open("w") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        url = f"{addresses[0]}/predictions/mnist"
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    archive = Path(shutil.copy(store / "mnist.mar", tmp_path))
+    # Otherwise TorchServe's defaults, with JSON decoded before the handler sees it.
+    with PlainTorchServe(archive, {"default_workers_per_model": "1"}) as server:
+        url = f"{server.inference}/predictions/mnist"
         image = (ROOT / "samples" / "seven.png").read_bytes()
-
-        def answer() -> list[int] | None:
-            try:
-                response = requests.post(url, data=image, timeout=30)
-            except requests.ConnectionError:
-                return None
-            if response.status_code != 200:
-                return None
-            return [p["label"] for p in response.json()["predictions"]]
-
-        assert wait_until(answer) == [7]
+        response = requests.post(url, data=image, timeout=30)
+        assert [p["label"] for p in response.json()["predictions"]] == [7]
         rows = {"instances": [[[0.0] * 28] * 28]}
         response = requests.post(url, json=rows, timeout=30)
         assert response.status_code == 200, response.text
         response = requests.post(url, json={"instances": []}, timeout=30)
         assert response.json()["message"] == "instances: expected 1 to 1024, got 0"
         (worker,) = (
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "model_service_worker.py" in " ".join(child.cmdline())
+            process
+            for process in server.family()
+            if "model_service_worker.py" in " ".join(process.cmdline())
         )
-        assert worker.cwd().startswith(str(tmp_path))
+        assert worker.cwd().startswith(str(server.temporary))
         paths = worker.environ()["PYTHONPATH"].split(os.pathsep)
         assert [path for path in paths if path] == [worker.cwd()]
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
+from loadtest import generator
 from loadtest.servers import free_ports, wait_until
 from tests.serving import ROOT, ServerProcess
 
@@ -22,7 +23,7 @@ LENIENT = "[xor]\np50 = 5000\nerror_ratio = 0\naccuracy = 1\n"
 
 
 class Result(NamedTuple):
-    """What a run of Locust came to."""
+    """The outcome of a run of Locust."""
 
     code: int
     output: str
@@ -37,9 +38,9 @@ class Toy:
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "tests.load.toy_server", str(port)]
         self.process = subprocess.Popen([*command, *([fault] if fault else [])], cwd=ROOT)
-        wait_until(self.answers)
+        wait_until(self.is_ready)
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         with contextlib.suppress(requests.ConnectionError):
             return requests.get(f"{self.url}/metrics", timeout=5).status_code == 200
         return False
@@ -61,14 +62,24 @@ def toy(fault: str = "") -> Iterator[Toy]:
 
 
 def locust(
-    directory: Path, host: str, telemetry: str, *options: str, limits: str = LENIENT
+    directory: Path,
+    host: str,
+    telemetry: str,
+    *options: str,
+    limits: str = LENIENT,
+    **environment: str,
 ) -> Result:
     (directory / "objectives.toml").write_text(limits)
-    command = [sys.executable, "-m", "locust", "--config", "loadtest/locust.conf"]
-    command += ["--host", host, "--telemetry", telemetry, "--artifacts", str(directory / "out")]
+    command = generator.command(host, telemetry, artifacts=str(directory / "out"))
     command += ["--objectives", str(directory / "objectives.toml"), *options]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     results = directory / "out" / "results.json"
     document = json.loads(results.read_text()) if results.exists() else {}
@@ -77,7 +88,7 @@ def locust(
 
 @contextlib.contextmanager
 def meanwhile(act: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread while the block runs."""
+    """Call `act` in a thread while the block runs."""
     thread = threading.Thread(target=act)
     thread.start()
     yield
@@ -85,7 +96,7 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
 
 
 def passed(result: Result) -> bool:
-    """Whether it did, or would have: on a busy machine the generator may be late, which it says."""
+    """Whether the run passed, or would have but for a generator late on a busy machine."""
     late = result.code == 2 and "the generator itself was late" in result.output
     return result.code == 0 or (late and "FAILED" not in result.output)
 
@@ -96,7 +107,7 @@ def p99(result: Result) -> float:
 
 
 class TestFreeze:
-    """A server that stands still for a second, which users then wait for."""
+    """A server that freezes for a second."""
 
     @pytest.fixture
     def freezing(self) -> Iterator[Toy]:
@@ -112,7 +123,7 @@ class TestFreeze:
                 yield server
 
     def test_shows_in_an_open_loop(self, freezing: Toy, tmp_path: Path) -> None:
-        """Of 600 requests over 6 s, a sixth was to be sent in the second of the freeze."""
+        """A sixth of the requests, which last 6 s, are to be sent while the server is frozen."""
         result = locust(
             tmp_path,
             freezing.url,
@@ -129,7 +140,7 @@ class TestFreeze:
         assert p99(result) > 500
 
     def test_hides_in_a_closed_loop(self, freezing: Toy, tmp_path: Path) -> None:
-        """Each of 2 users waits once; that is 2 of many."""
+        """Each of the 2 users waits once: 2 requests of hundreds."""
         result = locust(tmp_path, freezing.url, freezing.url, "-t", "6s", "-u", "2", "XorPairs")
         assert passed(result), result.output
         assert result.document["scenarios"]["xor"]["requests"] > 400
@@ -138,7 +149,7 @@ class TestFreeze:
 
 
 class TestVerdicts:
-    def test_an_objective_that_is_impossible(self, tmp_path: Path) -> None:
+    def test_impossible_objective(self, tmp_path: Path) -> None:
         with toy() as server:
             result = locust(
                 tmp_path,
@@ -152,7 +163,7 @@ class TestVerdicts:
         assert result.code == 1
         assert "FAILED" in result.output
 
-    def test_too_few_requests_to_tell(self, tmp_path: Path) -> None:
+    def test_too_few_requests(self, tmp_path: Path) -> None:
         limits = '[xor]\n"p99.99" = 60000\n'
         with toy() as server:
             result = locust(
@@ -179,7 +190,7 @@ class TestVerdicts:
             ("uncounted", "answers 200 came, the server counted 0"),
         ],
     )
-    def test_a_server_at_fault(self, tmp_path: Path, fault: str, message: str) -> None:
+    def test_faulty_server(self, tmp_path: Path, fault: str, message: str) -> None:
         with toy(fault) as server:
             result = locust(tmp_path, server.url, server.url, "-t", "2s", "XorPairs")
         assert result.code == 1
@@ -190,8 +201,8 @@ class TestVerdicts:
         )
         assert "FAILED" in line or "failed: " in line
 
-    def test_requests_of_somebody_else(self, tmp_path: Path) -> None:
-        """The cross-check is by the counters alone, so it sees what this run did not send."""
+    def test_requests_of_another_client(self, tmp_path: Path) -> None:
+        """The cross-check goes by the server's counters, so it sees what this run did not send."""
         with toy() as server:
             stop = threading.Event()
 
@@ -215,22 +226,36 @@ class TestVerdicts:
         assert result.code == 2
         assert f"no server answers at http://127.0.0.1:{port}" in result.output
 
-    def test_a_host_that_resolves_to_nothing(self, tmp_path: Path) -> None:
+    def test_host_that_does_not_resolve(self, tmp_path: Path) -> None:
         result = locust(tmp_path, "http://host.invalid:80", "none", "-t", "60s", "XorPairs")
         assert result.code == 2
         assert "no server answers at http://host.invalid:80" in result.output
 
-    def test_a_telemetry_address_that_is_wrong(self, tmp_path: Path) -> None:
+    def test_wrong_telemetry_address(self, tmp_path: Path) -> None:
+        """The option counts, not the environment."""
         (port,) = free_ports(1)
+        wrong = f"http://127.0.0.1:{port}"
         with toy() as server:
             result = locust(
-                tmp_path, server.url, f"http://127.0.0.1:{port}", "-t", "60s", "XorPairs"
+                *(tmp_path, server.url, wrong, "-t", "60s", "XorPairs"),
+                TELEMETRY_ADDRESS=server.url,
             )
         assert result.code == 2
-        assert "the server's metrics at" in result.output
+        assert f"the server's metrics at {wrong}/metrics cannot be read" in result.output
 
-    def test_a_server_that_dies_in_the_middle(self, tmp_path: Path) -> None:
-        """The run is given up long before its 90 s, and never passed."""
+    def test_telemetry_address_of_the_environment(self, tmp_path: Path) -> None:
+        with toy() as server:
+            result = locust(
+                *(tmp_path, server.url, "", "-t", "2s", "XorPairs"),
+                TELEMETRY_ADDRESS=server.url,
+            )
+        assert passed(result), result.output
+        assert result.document["server"]["xor"]["codes"] == {
+            "200": result.document["scenarios"]["xor"]["requests"]
+        }
+
+    def test_server_that_dies_during_the_run(self, tmp_path: Path) -> None:
+        """The run ends long before its 90 s, and fails."""
         with toy() as server:
 
             def kill() -> None:
@@ -243,8 +268,8 @@ class TestVerdicts:
         assert "the server has answered nothing for" in result.output
         assert result.document["seconds"] < 60
 
-    def test_a_server_that_stands_still_to_the_end(self, tmp_path: Path) -> None:
-        """What is still waiting when the run ends was not answered; it is not left out."""
+    def test_server_that_freezes_until_the_end(self, tmp_path: Path) -> None:
+        """Requests that still wait when the run ends count as unanswered."""
         with toy() as server:
 
             def stop() -> None:
@@ -256,7 +281,7 @@ class TestVerdicts:
         assert result.code == 1
         assert result.document["scenarios"]["xor"]["codes"]["0"] == 2
 
-    def test_an_objective_that_there_is_not(self, tmp_path: Path) -> None:
+    def test_unknown_objective(self, tmp_path: Path) -> None:
         with toy() as server:
             result = locust(
                 tmp_path,
@@ -268,16 +293,16 @@ class TestVerdicts:
                 limits="[xor]\nspeed = 1\n",
             )
         assert result.code == 2
-        assert "no objective 'speed'; there are p50, p95" in result.output
+        assert "unknown objective 'speed'; expected one of p50, p95" in result.output
 
-    def test_a_profile_that_there_is_not(self, tmp_path: Path) -> None:
+    def test_unknown_profile(self, tmp_path: Path) -> None:
         result = locust(tmp_path, "http://127.0.0.1:1", "none", "--profile", "wild", "XorPairs")
         assert result.code != 0
         assert "expected one of steady, ramp, step, spike, soak" in result.output
 
 
 class TestGeneratorMetrics:
-    def test_they_count_what_was_sent(self, tmp_path: Path) -> None:
+    def test_requests_are_counted(self, tmp_path: Path) -> None:
         (port,) = free_ports(1)
         pages: list[str] = []
         with toy() as server:
@@ -319,7 +344,7 @@ class TestGeneratorMetrics:
 
 
 class TestService:
-    """Against this service: every request is accounted for on both sides."""
+    """Against this service, whose counters account for every request."""
 
     LIMITS = "".join(
         f"[{scenario}]\np50 = 5000\nerror_ratio = 0\naccuracy = 0.98\n"
@@ -337,7 +362,7 @@ class TestService:
         ],
         ids=" ".join,
     )
-    def test_a_run(self, server: ServerProcess, tmp_path: Path, options: list[str]) -> None:
+    def test_run(self, server: ServerProcess, tmp_path: Path, options: list[str]) -> None:
         result = locust(
             tmp_path, server.inference, server.telemetry, "-t", "4s", *options, limits=self.LIMITS
         )

@@ -1,4 +1,4 @@
-"""A server of the xor contract and of its metrics, which can be frozen and can be wrong.
+"""A server with the contract of xor and its metrics, and optionally with a fault.
 
 python -m tests.load.toy_server PORT [wrong | malformed | uncounted]
 """

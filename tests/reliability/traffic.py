@@ -142,7 +142,7 @@ class Load:
         return Counter(outcome.status for outcome in self.outcomes)
 
 
-def keep_alive(
+def keep_alive(  # noqa: PLR0913 (each is a way in which clients differ)
     url: str,
     bodies: Sequence[bytes],
     *,
@@ -184,7 +184,7 @@ def keep_alive(
 def open_loop(
     url: str, body: bytes, rate: float, seconds: float, headers: str = ""
 ) -> Callable[[Load], Awaitable[None]]:
-    """A user that sends at a rate, whatever the answers do, over as many connections as it takes."""
+    """A user that sends at a rate, whatever the answers do, over as many connections as needed."""
 
     async def user(load: Load) -> None:
         idle: list[Client] = []

@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import ipaddress
 import socket
 import threading
 from collections.abc import Iterator
@@ -109,7 +110,7 @@ def test_a_reload_from_loopback_or_with_a_token(
         assert requests.post(url + "/reload", timeout=10).status_code == 409
         assert stub.reloads == 1
         # A client elsewhere.
-        monkeypatch.setattr(control.ipaddress.IPv4Address, "is_loopback", False)
+        monkeypatch.setattr(ipaddress.IPv4Address, "is_loopback", False)
         refused = requests.post(url + "/reload", timeout=10)
         assert refused.status_code == 401
         assert refused.headers["WWW-Authenticate"] == "Bearer"

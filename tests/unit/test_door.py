@@ -1,4 +1,6 @@
+import importlib.util
 import itertools
+import os
 import socket
 import subprocess
 from dataclasses import replace
@@ -169,20 +171,20 @@ class TestProgram:
         monkeypatch.setenv("HAPROXY", str(program))
         assert door.find_haproxy(tmp_path)[0] == program
         monkeypatch.setenv("HAPROXY", str(tmp_path / "none"))
-        with pytest.raises(DoorError, match="HAPROXY is set, but .*none is not a program"):
+        with pytest.raises(DoorError, match=r"HAPROXY is set, but .*none is not a program"):
             door.find_haproxy(tmp_path)
 
     def test_a_package_that_is_missing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(door.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
         with pytest.raises(DoorError, match="no HAProxy: run `make setup`"):
             door.find_haproxy(tmp_path)
 
     def test_a_run_bit_that_was_dropped(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(door.os, "access", lambda *_: False)
+        monkeypatch.setattr(os, "access", lambda *_: False)
         program, environment = door.find_haproxy(tmp_path)
         assert program == tmp_path / "haproxy"
         done = subprocess.run(

@@ -12,8 +12,8 @@ def jar() -> Path:
     return torchserve_home() / "ts" / "frontend" / "model-server.jar"
 
 
-# The call is eight bytes in one place; 502 differs from 500 in the last byte of an operand, and from
-# 413 likewise: once at the head of the method, and in each copy of its `finally` and `catch`.
+# The call is eight bytes in one place; 502 differs from 500 in the last byte of an operand, and
+# from 413 likewise: once at the head of the method, and in each copy of its `finally` and `catch`.
 @pytest.mark.parametrize(("name", "differing", "places"), [("batch", 8, 1), ("retry", 9, 9)])
 def test_a_patch_changes_its_bytes_and_nothing_else(
     jar: Path, tmp_path: Path, name: str, differing: int, places: int
