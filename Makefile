@@ -7,28 +7,44 @@ SETUP := $(VENV)/.installed
 DEPLOY_VENV := .venv-deploy
 DEPLOY_SETUP := $(DEPLOY_VENV)/.installed
 
-.PHONY: help setup train serve test deploy-tools check loadtest bench bench-gpu image manifests clean
+LOCK := $(PY) -m uv pip compile --quiet
+
+.PHONY: help setup lock audit train serve test deploy-tools check loadtest bench bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup: $(SETUP) ## install pinned dependencies into .venv, if they changed
+setup: $(SETUP) ## install what requirements/ locks into .venv, if it changed
 
-# torch alone and first: asked for by another package, pip may take a newer build, with gigabytes of
-# CUDA libraries.
-$(SETUP): requirements.txt
+$(SETUP): requirements/install requirements/torch.txt requirements/cuda.txt requirements/dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; PYTHON=... names a Python 3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and "error: $(PYTHON) is Python %d.%d; PYTHON=... names a Python 3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	requirements/install $(PY) torch dev
 	@touch $@
 
-$(DEPLOY_SETUP): deploy/requirements.txt $(SETUP)
+$(DEPLOY_SETUP): requirements/deploy.txt $(SETUP)
 	@$(PYTHON) -m venv $(DEPLOY_VENV)
-	@$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@requirements/install $(DEPLOY_VENV)/bin/python deploy
 	@touch $@
+
+# With what is installed, as the old locks may no longer be installable. cuda.txt alone is made without
+# [tool.uv], which has what torch's CPU build needs.
+lock: $(if $(wildcard $(PY)),,$(SETUP)) ## write requirements/*.txt from pyproject.toml (ARGS=--upgrade for all that it needs)
+	@$(LOCK) $(ARGS) pyproject.toml --group dev --output-file requirements/dev.txt
+	@$(LOCK) pyproject.toml --constraint requirements/dev.txt --output-file requirements/serving.txt
+	@$(LOCK) --group loadtest --constraint requirements/dev.txt --output-file requirements/loadtest.txt
+	@$(LOCK) --group training --constraint requirements/dev.txt --output-file requirements/training.txt
+	@$(LOCK) $(ARGS) --no-config --generate-hashes \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-package torch \
+		--constraint requirements/dev.txt requirements/torch.txt --output-file requirements/cuda.txt
+	@$(LOCK) $(ARGS) --group deploy --output-file requirements/deploy.txt
+
+audit: $(SETUP) ## look every locked package up among known vulnerabilities
+	@$(PY) -m pip_audit --strict --disable-pip --require-hashes --requirement requirements/torch.txt \
+		--requirement requirements/cuda.txt --requirement requirements/dev.txt
+	@$(PY) -m pip_audit --strict --disable-pip --require-hashes --requirement requirements/deploy.txt
 
 train: $(SETUP) ## train every model and build its archive in model_store
 	@$(PY) -m training all

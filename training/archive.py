@@ -103,7 +103,7 @@ def source_sha256(name: str) -> str:
     """Digest of all that an archive is made with, besides the data and the machine."""
     files = [*sorted((ROOT / "training").glob("*.py")), *handler_files(name)]
     digest = hashlib.sha256()
-    for file in [*files, ROOT / "requirements.txt"]:
+    for file in [*files, ROOT / "requirements" / "torch.txt"]:
         digest.update(f"{file.relative_to(ROOT)}\0".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
