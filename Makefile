@@ -60,10 +60,11 @@ deploy-tools: ## install what tests of images and rules need besides, on Debian,
 	apt-get update --quiet=2
 	apt-get install --quiet=2 --yes --no-install-recommends debootstrap podman prometheus runc
 
-check: $(SETUP) ## check format, lint and types
+check: $(SETUP) ## check format, lint, types and who imports whom
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports --no-cache --no-logo
 
 loadtest: $(SETUP) ## load the server with Locust for a minute and judge it (starts one if none answers)
 	@$(PY) -m training all --missing
