@@ -9,7 +9,7 @@ DEPLOY_SETUP := $(DEPLOY_VENV)/.installed
 
 LOCK := $(PY) -m uv pip compile --quiet
 
-.PHONY: help setup lock audit train serve test deploy-tools check loadtest bench bench-gpu image manifests clean
+.PHONY: help setup lock audit train serve unit test deploy-tools check loadtest bench bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,8 +53,11 @@ serve: $(SETUP) ## train what is missing, then serve until Ctrl-C
 	@$(PY) -m training all --missing
 	@$(PY) -m server
 
-test: $(SETUP) $(DEPLOY_SETUP) ## run every test
-	@$(PY) -m pytest
+unit: $(SETUP) ## run the tests that start no server (seconds)
+	@$(PY) -m pytest tests/unit
+
+test: $(SETUP) $(DEPLOY_SETUP) ## run every test, and measure coverage
+	@$(PY) -m pytest --cov
 
 deploy-tools: ## install what tests of images and rules need besides, on Debian, as root
 	apt-get update --quiet=2
@@ -85,5 +88,5 @@ manifests: $(SETUP) $(DEPLOY_SETUP) ## render every overlay of deploy/kubernetes
 	@$(PY) -m deploy.manifests
 
 clean: ## remove the environment, caches, archives and logs
-	rm -rf $(VENV) $(DEPLOY_VENV) artifacts .cache .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
+	rm -rf $(VENV) $(DEPLOY_VENV) artifacts .cache .coverage* .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
