@@ -20,8 +20,10 @@ function inputFor(shape) {
   return Numbers;
 }
 
-function encode(body) {
-  return body instanceof Blob ? [body, body.type] : [JSON.stringify(body), "application/json"];
+/** A body and its type; a file is read now, as it may have gone when it is asked for again. */
+async function encode(body) {
+  if (body instanceof Blob) return [await body.arrayBuffer(), body.type];
+  return [JSON.stringify(body), "application/json"];
 }
 
 export class View {
@@ -78,8 +80,9 @@ export class View {
     this.withdraw("explanation");
     this.submit("answer", async () => {
       await pause(this.#sent + PACE_MS - performance.now());
+      if (asked <= this.#dropped) return;
       this.#sent = performance.now();
-      const [content, type] = encode(await read());
+      const [content, type] = await encode(await read());
       let answer;
       try {
         answer = await call(this.path, content, type);
@@ -122,7 +125,7 @@ export class View {
 
   /** The answer to many instances at once, in one request. */
   async predict(instances) {
-    return (await call(this.path, ...encode({ instances }))).document;
+    return (await call(this.path, ...(await encode({ instances })))).document;
   }
 
   /** Say why there is no answer. */
@@ -190,8 +193,8 @@ export class View {
     const { document, content, type, id } = this.#exchange ?? {};
     const url = location.origin + this.path;
     let request = "Nothing has been asked yet.";
-    if (content instanceof Blob) {
-      request = `# ${content.size} bytes, X-Request-Id ${id}\ncurl -T picture.${type.split("/")[1] ?? "file"} ${url}`;
+    if (content instanceof ArrayBuffer) {
+      request = `# ${content.byteLength} bytes, X-Request-Id ${id}\ncurl -T picture.${type.split("/")[1] ?? "file"} ${url}`;
     } else if (content) {
       request = `# X-Request-Id ${id}\ncurl --json '${content}' ${url}`;
     }
