@@ -5,12 +5,12 @@ last snapshot and waits for nobody, so that a frontend that stands still costs t
 the JVM stopped, a scrape that asked TorchServe itself took 12 s.
 """
 
+import collections
 import contextlib
 import http.client
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class Snapshot:
         looked: `time.monotonic` of the begin of the last look that came to its end.
         given_up: whether TorchServe has stopped restarting a worker.
         worker_starts: worker processes so far.
-        memory: resident bytes by kind of process.
+        memory: resident bytes by kind of process, as of the last `Watcher.refresh`.
         metrics: TorchServe's own, in the text format, as of the last `Watcher.refresh` that it
             answered.
     """
@@ -144,6 +144,9 @@ class Watcher:
     def _look(self) -> Snapshot:
         looked, last = time.monotonic(), self.snapshot
         answered, metrics, given_up = last.answered, last.metrics, last.given_up
+        memory: Mapping[str, int] = last.memory
+        is_scrape = self._wants_metrics.is_set()
+        self._wants_metrics.clear()
         models = []
         complete = True
         for archive in self._torchserve.archives:
@@ -154,14 +157,14 @@ class Watcher:
             models.append(self._state(archive, status, complete))
         if complete:
             with contextlib.suppress(OSError, http.client.HTTPException):
-                if self._wants_metrics.is_set():
+                if is_scrape:
                     metrics = self._torchserve.metrics(_TIMEOUT_SECONDS)
-                    self._wants_metrics.clear()
                 given_up = self._torchserve.has_given_up(_TIMEOUT_SECONDS)
                 answered = time.monotonic()
-        memory: Counter[str] = Counter()
-        for kind, resident in self._torchserve.resident_memory():
-            memory[kind] += resident
+        if is_scrape:  # it looks through all processes of the machine for the workers
+            memory = collections.Counter()
+            for kind, resident in self._torchserve.resident_memory():
+                memory[kind] += resident
         return Snapshot(
             tuple(models),
             answered,

@@ -1,4 +1,4 @@
-"""TorchServe's two gRPC services, where the configuration opens them."""
+"""TorchServe's two gRPC services, when the configuration opens them."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ PROTOS = Path(__file__).parent
 
 
 class Clients(NamedTuple):
-    """Generated code, and a server to call with it."""
+    """A server, and the generated modules and stubs to call it with."""
 
     server: ServerProcess
     plain: Any
@@ -79,13 +79,13 @@ def test_a_json_document(clients: Clients) -> None:
     assert [prediction["label"] for prediction in answer["predictions"]] == [1, 0]
 
 
-def test_a_bad_request_says_what_was_wrong(clients: Clients) -> None:
+def test_a_bad_request_is_explained(clients: Clients) -> None:
     answer = predict(clients, "xor", b'{"instances": [[0]]}')
     assert answer["code"] == 400
     assert answer["message"] == "instances[0]: expected 2 numbers, got 1"
 
 
-def test_a_model_that_there_is_not(clients: Clients) -> None:
+def test_an_unknown_model(clients: Clients) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         predict(clients, "none", b"{}")
     assert "none" in caught.value.details()
@@ -104,8 +104,8 @@ def test_tensors_of_the_open_inference_protocol(clients: Clients, mnist_data: Da
     assert list(answer.outputs[0].contents.int64_contents) == [1, 0]
 
 
-def test_a_bad_tensor_says_what_was_wrong_and_costs_no_worker(clients: Clients) -> None:
-    """The frontend would fail on an error in the form that HTTP has, and end the worker."""
+def test_a_bad_tensor_is_explained_and_does_not_end_the_worker(clients: Clients) -> None:
+    """On an error in the form of HTTP the frontend would fail, and end the worker."""
     workers = {process.pid for process in clients.server.family()}
     for shape, count, message in (
         ([2, 2], 3, "expected 4 numbers for shape [2, 2], got 3"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -16,6 +17,7 @@ from loadtest.arrivals import schedule
 LOST = 0
 REFUSED = -1
 TIMEOUT_SECONDS = 60.0
+_connections = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,15 @@ class Outcome:
         seconds: from then to the end of the answer.
         status: of the answer; `LOST` where the connection ended or fell silent without one,
             `REFUSED` where there was no connection to send it over.
-        body: of the answer.
+        body: of the answer, or what happened instead.
+        connection: a number for the connection that it was sent over.
     """
 
     sent: float
     seconds: float
     status: int
     body: bytes = b""
+    connection: int = 0
 
 
 class Client:
@@ -49,46 +53,57 @@ class Client:
         self._host, self._port, self._path = parts.hostname, parts.port, parts.path
         self._pause = pause
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._connection = 0
 
     async def ask(self, body: bytes, headers: str = "", sent: float | None = None) -> Outcome:
         """Send a request, over the connection that is there if it was not told to close."""
         sent = sent or time.monotonic()
 
         def outcome(status: int, answer: bytes = b"") -> Outcome:
-            return Outcome(sent, time.monotonic() - sent, status, answer)
+            return Outcome(sent, time.monotonic() - sent, status, answer, self._connection)
 
         try:
             if self._streams is None:
                 connecting = asyncio.open_connection(self._host, self._port, limit=1 << 24)
                 self._streams = await asyncio.wait_for(connecting, TIMEOUT_SECONDS)
+                self._connection = next(_connections)
         except (OSError, TimeoutError):
             return outcome(REFUSED)
         try:
             status, answer = await asyncio.wait_for(self._exchange(body, headers), TIMEOUT_SECONDS)
-        except (OSError, EOFError, ValueError, TimeoutError):
+        except (OSError, EOFError, ValueError, TimeoutError) as error:
             await self.close()
-            return outcome(LOST)
+            return outcome(LOST, f"{len(body)} bytes sent: {error!r}".encode())
         return outcome(status, answer)
 
     async def _exchange(self, body: bytes, headers: str) -> tuple[int, bytes]:
         assert self._streams
         reader, writer = self._streams
         head = f"POST {self._path} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n{headers}"
-        writer.write(f"{head}\r\n".encode())
-        with contextlib.suppress(ConnectionError):  # the answer may have come before the end
-            step = max(1, len(body) // 10) if self._pause else max(1, len(body))
+        # A refusal may come before the end of the body, and the connection be closed behind it:
+        # HAProxy 2.8 does not read the rest. It is there for whoever reads while he sends.
+        answer = asyncio.create_task(self._read(reader))
+        step = max(1, len(body) // 10) if self._pause else max(1, len(body))
+        with contextlib.suppress(ConnectionError):
+            writer.write(f"{head}\r\n".encode())
             for begin in range(0, len(body), step):
+                if answer.done():
+                    break
                 writer.write(body[begin : begin + step])
                 await writer.drain()
                 if self._pause:
                     await asyncio.sleep(self._pause)
-        answer_head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        status = int(answer_head.split(" ", 2)[1])
-        length = int(answer_head.partition("content-length:")[2].partition("\r\n")[0])
-        answer = await reader.readexactly(length)
-        if "connection: close" in answer_head:
+        status, content, closing = await answer
+        if closing:
             await self.close()
-        return status, answer
+        return status, content
+
+    @staticmethod
+    async def _read(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length:")[2].partition("\r\n")[0])
+        content = await reader.readexactly(length)
+        return int(head.split(" ", 2)[1]), content, "connection: close" in head
 
     async def close(self) -> None:
         """Close the connection."""
