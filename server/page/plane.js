@@ -100,10 +100,7 @@ export class Plane {
   }
 
   async #paint() {
-    const steps = Array.from(
-      { length: SIDE },
-      (_, i) => LOW + (i / (SIDE - 1)) * (HIGH - LOW),
-    );
+    const steps = Array.from({ length: SIDE }, (_, i) => LOW + (i / (SIDE - 1)) * (HIGH - LOW));
     const grid = steps.toReversed().flatMap((second) => steps.map((first) => [first, second]));
     const { predictions } = await this.view.predict(grid);
     const probabilities = predictions.map((prediction) => prediction.probabilities);

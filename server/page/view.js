@@ -8,6 +8,8 @@ import { Plane } from "./plane.js";
 
 // Between two predictions while somebody draws: the service has other users.
 const PACE_MS = 80;
+// An answer to what the input no longer holds is not shown for longer than this.
+const OVERDUE_MS = 1000;
 // An answer that no other has followed for this long is announced to screen readers.
 const SETTLED_MS = 500;
 const announcement = document.getElementById("announcement");
@@ -34,6 +36,7 @@ export class View {
   #dropped = 0;
   #sent = -Infinity;
   #settled;
+  #overdue;
   #exchange;
 
   /**
@@ -77,6 +80,8 @@ export class View {
    */
   ask(read) {
     const asked = ++this.#asked;
+    if (this.element.classList.contains("refused")) this.#blank();
+    this.#expectAnswer();
     this.withdraw("explanation");
     this.submit("answer", async () => {
       await pause(this.#sent + PACE_MS - performance.now());
@@ -98,7 +103,8 @@ export class View {
         return;
       }
       this.#show(answer, content, type);
-      if (asked === this.#asked && this.#explains) this.#explain(content, type, asked);
+      if (asked !== this.#asked) this.#expectAnswer();
+      else if (this.#explains) this.#explain(content, type, asked);
     });
   }
 
@@ -109,17 +115,17 @@ export class View {
         answer = await call(this.path.replace("predictions", "explanations"), content, type);
       } catch (error) {
         if (!(error instanceof Refusal)) throw error;
+        this.#explains = ![404, 405, 501].includes(error.status);
       }
-      const explanation = answer?.document.explanations?.[0];
-      if (!explanation) {
-        // A model need not explain itself.
-        this.#explains = false;
-      } else if (asked === this.#asked && asked > this.#dropped) {
-        this.input.explain(explanation, this.$(".explanation"));
-        this.$(".explanation").hidden = false;
-        this.$(".explanation").classList.remove("stale");
-        this.$(".explained").textContent = `${answer.ms.toFixed(1)} ms`;
-      }
+      const explanation = answer?.document?.explanations?.[0];
+      // A model need not explain itself.
+      if (answer && !explanation) this.#explains = false;
+      if (asked !== this.#asked || asked <= this.#dropped) return;
+      this.$(".explanation").hidden = !explanation;
+      if (!explanation) return;
+      this.input.explain(explanation, this.$(".explanation"));
+      this.$(".explanation").classList.remove("stale");
+      this.$(".explained").textContent = `${answer.ms.toFixed(1)} ms`;
     });
   }
 
@@ -140,7 +146,11 @@ export class View {
     this.#dropped = this.#asked;
     this.withdraw("answer");
     this.withdraw("explanation");
-    clearTimeout(this.#settled);
+    this.#blank();
+  }
+
+  #blank() {
+    this.#stopTimers();
     announcement.textContent = "";
     this.element.classList.remove("answered", "refused");
     this.$(".verdict span").textContent = "No answer yet";
@@ -149,6 +159,16 @@ export class View {
     this.#bars.forEach((show) => show(0));
     this.#exchange = undefined;
     this.#showExchange();
+  }
+
+  #expectAnswer() {
+    this.#overdue ??= setTimeout(() => this.#blank(), OVERDUE_MS);
+  }
+
+  #stopTimers() {
+    clearTimeout(this.#settled);
+    clearTimeout(this.#overdue);
+    this.#overdue = undefined;
   }
 
   #show(answer, content, type) {
@@ -166,7 +186,7 @@ export class View {
     this.#exchange = { ...answer, content, type };
     this.#showExchange();
     this.input.answered?.(answer.document);
-    clearTimeout(this.#settled);
+    this.#stopTimers();
     this.#settled = setTimeout(() => {
       const probability = percent(confidence);
       announcement.textContent = `${this.name} answers ${label}, probability ${probability}`;
@@ -192,13 +212,17 @@ export class View {
     if (!this.$("details").open) return;
     const { document, content, type, id } = this.#exchange ?? {};
     const url = location.origin + this.path;
-    let request = "Nothing has been asked yet.";
+    let request = "No answer yet.";
     if (content instanceof ArrayBuffer) {
       request = `# ${content.byteLength} bytes, X-Request-Id ${id}\ncurl -T picture.${type.split("/")[1] ?? "file"} ${url}`;
     } else if (content) {
       request = `# X-Request-Id ${id}\ncurl --json '${content}' ${url}`;
     }
     this.$(".request").textContent = request;
-    this.$(".body").textContent = document ? JSON.stringify(document, null, 1) : "";
+    // Lists of numbers on a line each.
+    const text = document ? JSON.stringify(document, null, 2) : "";
+    this.$(".body").textContent = text.replace(/\[[^[\]{}]*\]/g, (list) =>
+      list.replace(/\s+/g, " "),
+    );
   }
 }

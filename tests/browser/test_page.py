@@ -71,6 +71,7 @@ class TestPad:
     def test_a_seven_that_is_drawn_is_read(self, tab: Tab) -> None:
         tab.draw_seven()
         tab.expect_label(7)
+        expect(tab.page.get_by_role("status")).to_contain_text("mnist answers 7, probability 9")
         # The bars are a table, with the answer's the longest.
         rows = tab.page.get_by_role("row").filter(has=tab.page.get_by_role("rowheader"))
         expect(rows).to_have_count(10)
@@ -79,12 +80,10 @@ class TestPad:
         assert sum(shares) == pytest.approx(100, abs=0.5)
         widths = [row.locator("i").evaluate("bar => bar.offsetWidth") for row in rows.all()]
         assert widths.index(max(widths)) == 7
+        expect(tab.page.get_by_role("status")).to_contain_text(f"{max(shares)} %")
         assert tab.fact("model") == "mnist"
         assert tab.fact("version") == "1.0"
         assert tab.fact("time").endswith(" ms")
-        expect(tab.page.get_by_role("status")).to_have_text(
-            f"mnist answers 7, probability {max(shares)} %"
-        )
 
     def test_the_answer_is_explained_over_what_the_model_saw(self, tab: Tab) -> None:
         tab.draw_seven()
