@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 # Finer than float32 resolves near 1, and short enough to read.
 _DECIMALS = 8
+# A Unix time beyond the first is not in seconds, beyond the second not in milliseconds: the years
+# 1973 to 5138 are told apart.
+_MILLISECONDS, _MICROSECONDS = 1e11, 1e14
 # The product of two numbers beyond this overflows float32.
 _OVERFLOWS = math.sqrt(FLOAT32_MAX)
 
@@ -92,24 +95,28 @@ class BatchHandler:
             A body for each request, in order.
         """
         start, now = time.perf_counter(), time.time()
-        waits = [queued(context, index, now) for index in range(len(requests))]
+        all_headers = [headers_of(context, index) for index in range(len(requests))]
+        waits = [queued(headers, now) for headers in all_headers]
         errors: dict[int, RequestError] = {}
         queries: dict[int, Query] = {}
-        for index, request in enumerate(requests):
+        for index, (request, headers) in enumerate(zip(requests, all_headers, strict=True)):
             try:
-                queries[index] = self.parse(request)
+                queries[index] = self.parse(request, headers)
             except RequestError as error:
                 errors[index] = error
             except Exception:
                 # A defect that one request has found; its neighbours are answered all the same.
-                logger.exception("a request of model %s could not be parsed", self.card.name)
+                logger.exception(
+                    "request %s of model %s could not be parsed", id_of(headers), self.card.name
+                )
                 errors[index] = HandlerError("the handler failed on this request")
-        answers = self._answer(queries, errors, start)
+        ids = {index: id_of(all_headers[index]) for index in queries}
+        answers = self._answer(queries, errors, ids, start)
         for index, refusal in errors.items():
             context.set_response_status(refusal.code, refusal.phrase, index)
             for name, value in refusal.headers.items():
                 context.set_response_header(index, name, value)
-            grpc = {} if has_host(context, index) else v2.error(self.card, str(refusal))
+            grpc = {} if is_http(all_headers[index]) else v2.error(self.card, str(refusal))
             answers[index] = refusal.body(**grpc)
         for index in range(len(requests)):
             context.set_response_content_type(index, "application/json")
@@ -118,7 +125,11 @@ class BatchHandler:
         return [answers[index] for index in range(len(requests))]
 
     def _answer(
-        self, queries: dict[int, Query], errors: dict[int, RequestError], start: float
+        self,
+        queries: dict[int, Query],
+        errors: dict[int, RequestError],
+        ids: Mapping[int, str],
+        start: float,
     ) -> dict[int, bytes]:
         """Answer the queries by index; for those that the model fails on, add errors instead."""
         parsed = time.perf_counter()
@@ -130,7 +141,11 @@ class BatchHandler:
             output = self.model(numbers)
         except Exception as failure:
             # TorchServe would answer 503 to what is raised here, and clients would send it again.
-            logger.exception("model %s failed on a batch", self.card.name)
+            logger.exception(
+                "model %s failed on a batch, of requests %s",
+                self.card.name,
+                ", ".join(ids.values()),
+            )
             no_memory = isinstance(failure, MemoryError | torch.OutOfMemoryError)
             error = (
                 OutOfMemoryError("the batch does not fit into memory")
@@ -154,7 +169,7 @@ class BatchHandler:
             try:
                 answers[index] = self.answer(query, labels[part], probabilities[part])
             except ValueError:
-                errors[index] = self._not_finite(query)
+                errors[index] = self._not_finite(query, ids[index])
                 continue
             answered += labels[part]
             confidences += map(operator.getitem, probabilities[part], labels[part])
@@ -162,7 +177,7 @@ class BatchHandler:
         self.metrics.predictions(answered, confidences)
         return answers
 
-    def _not_finite(self, query: Query) -> RequestError:
+    def _not_finite(self, query: Query, id_: str) -> RequestError:
         """Tell who is to blame for an output that JSON cannot express, NaN or infinity."""
         largest = max(map(abs, query.instances))
         if largest > _OVERFLOWS:
@@ -170,21 +185,26 @@ class BatchHandler:
                 f"the model overflows float32 on these numbers, of which the largest is {largest:g}"
             )
         logger.error(
-            "model %s %s: the output for a request is not finite, though no number in it is over "
+            "model %s %s: the output for request %s is not finite, though no number in it is over "
             "%g",
             self.card.name,
             self.card.version,
+            id_,
             largest,
         )
         return HandlerError("the model's output for this request is not finite")
 
-    def parse(self, request: Mapping[str, Any]) -> Query:
+    def parse(self, request: Mapping[str, Any], headers: Mapping[str, str]) -> Query:
         """Read one request.
+
+        Args:
+            request: its parameters by name.
+            headers: its headers by name in lower case.
 
         Raises:
             RequestError: the request is refused; the error says why.
         """
-        body = body_of(request)
+        body = body_of(request, headers.get("x-content-type", ""))
         if isinstance(body, bytes | bytearray):
             return self.parse_body(body)
         return self.parse_document(body)
@@ -237,21 +257,38 @@ class BatchHandler:
         }
 
 
-def has_host(context: Any, index: int) -> bool:
-    """Whether a request has HTTP's Host header; those that came by gRPC have none."""
-    return any(name.lower() == "host" for name in context.get_all_request_header(index))
+def headers_of(context: Any, index: int) -> dict[str, str]:
+    """The headers of a request, by name in lower case."""
+    headers = context.get_all_request_header(index)
+    return {name.lower(): value for name, value in headers.items()}
 
 
-def queued(context: Any, index: int, now: float) -> float | None:
-    """Seconds since a proxy or client sent a request, by its `X-Request-Start: t=<unix seconds>`.
+def is_http(headers: Mapping[str, str]) -> bool:
+    """Whether a request came over HTTP; by TorchServe's gRPC it has neither of these headers."""
+    return "x-request-id" in headers or "host" in headers
 
-    None without that header, or if it is not a time within the past hour.
+
+def id_of(headers: Mapping[str, str]) -> str:
+    """The request's id in logs, which the front door gives it."""
+    return headers.get("x-request-id", "without an id")
+
+
+def queued(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds since the front door took a request in, by its `X-Request-Start: t=<unix time>`.
+
+    Proxies write that in seconds, milliseconds or microseconds; which of them it is shows in its
+    size. None without that header, or if it is not a time within the past hour.
     """
-    for name, value in context.get_all_request_header(index).items():
-        if name.lower() == "x-request-start":
-            try:
-                wait = now - float(value.removeprefix("t="))
-            except ValueError:
-                return None
-            return wait if 0 <= wait < 3600 else None
-    return None
+    start = headers.get("x-request-start")
+    if start is None:
+        return None
+    try:
+        time_ = float(start.removeprefix("t="))
+    except ValueError:
+        return None
+    if time_ > _MICROSECONDS:
+        time_ /= 1e6
+    elif time_ > _MILLISECONDS:
+        time_ /= 1e3
+    wait = now - time_
+    return wait if 0 <= wait < 3600 else None

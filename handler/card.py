@@ -16,7 +16,7 @@ CONFIG_FILE = "model-config.yaml"
 # removed, changes its meaning or is added without a default: then a reader of the other release
 # would be wrong. A field with a default does not raise it, because readers ignore unknown fields.
 SCHEMA = 1
-_TUPLES = ("classes", "input_shape", "input_bounds")
+_TUPLES = ("classes", "input_shape", "input_bounds", "usage")
 _PACK_AGAIN = "pack the archive again with this release (`python -m training pack`)"
 
 
@@ -46,6 +46,7 @@ class ModelCard:
         example: a request body that the model answers, for warming up end to end.
         example_label: label of its one instance.
         settings: of the architecture, such as the widths of its layers.
+        usage: commands that show a request, with URL for that of the model.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelCard:
     example: dict[str, Any]
     example_label: int
     settings: dict[str, Any] = field(default_factory=dict)
+    usage: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Serialise; the same card gives the same text."""
@@ -90,7 +92,7 @@ class ModelCard:
             raise CardError(f"{CARD_FILE} lacks {', '.join(missing)}; {_PACK_AGAIN}")
         values = {f.name: card[f.name] for f in known if f.name in card}
         for name in _TUPLES:
-            if isinstance(values[name], list):
+            if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         return cls(**values)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from handler.errors import PayloadTooLargeError, RequestError
+from handler.multipart import form_field
 
 MAX_BODY_BYTES = 1 << 20
 MAX_INSTANCES = 1024
@@ -16,8 +17,12 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 _FLOAT32 = (-FLOAT32_MAX, FLOAT32_MAX)
 
 
-def body_of(request: Mapping[str, Any]) -> Any:
+def body_of(request: Mapping[str, Any], content_type: str = "") -> Any:
     """The body of one request, or its multipart field `data`.
+
+    Args:
+        request: its parameters by name.
+        content_type: of a form that is still to be taken apart.
 
     Returns:
         Bytes as they arrived. If TorchServe decoded JSON itself, which is the default of its
@@ -27,6 +32,8 @@ def body_of(request: Mapping[str, Any]) -> Any:
         RequestError: no body, or form fields other than `data`.
         PayloadTooLargeError: over 1 MiB.
     """
+    if content_type.lower().startswith("multipart/") and "body" in request:
+        return form_field(request["body"], content_type, "data") or _refuse_empty()
     for name in ("data", "body"):
         if name in request:
             body = request[name]
@@ -49,12 +56,16 @@ def body_of(request: Mapping[str, Any]) -> Any:
         body = body.encode()
     if isinstance(body, bytes | bytearray):
         if not body:
-            raise RequestError("the request has no body")
+            _refuse_empty()
         if len(body) > MAX_BODY_BYTES:
             raise PayloadTooLargeError(
                 f"the body has {len(body)} bytes; the limit is {MAX_BODY_BYTES}"
             )
     return body
+
+
+def _refuse_empty() -> NoReturn:
+    raise RequestError("the request has no body")
 
 
 def parse_json(body: bytes | bytearray) -> Any:

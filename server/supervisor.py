@@ -270,7 +270,7 @@ class Supervisor:
             inference = inference.replace("http:", "https:")
         lines = [f"serving {', '.join(f'{a.name} {a.version}' for a in self._archives)}"]
         for archive in self._archives:
-            for command in getattr(archive.card, "usage", ()):
+            for command in archive.card.usage if archive.card else ():
                 url = f"{inference}/predictions/{archive.name}"
                 lines.append(f"  {command.replace('URL', url)}")
         lines.append(f"readiness at {telemetry}/readyz; Ctrl-C stops")

@@ -58,4 +58,5 @@ RECIPE = Recipe(
     optimizer="sgd",
     learning_rate=0.1,
     attempts=10,
+    usage=("""curl -d '{"instances": [[0, 1], [1, 1]]}' URL""",),
 )

@@ -118,7 +118,7 @@ def test_serve_and_the_requests(checkout: Checkout) -> None:
         printed = output.read_text()
         (line,) = re.findall(r"^  (curl -T .*)$", printed, re.MULTILINE)
         assert '"label": 7' in checkout.run(line)
-        (lines,) = re.findall(r"^  (curl -d .*\\\n.*)$", printed, re.MULTILINE)
+        (lines,) = re.findall(r"^  (curl -d .*)$", printed, re.MULTILINE)
         assert re.findall(r'"label": (\d)', checkout.run(lines)) == ["1", "0"]
 
 

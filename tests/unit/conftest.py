@@ -56,7 +56,9 @@ class Context:
         self.codes = [200] * size
         self.content_types = [""] * size
         self.response_headers: list[dict[str, str]] = [{} for _ in range(size)]
-        self.headers = [{"Host": "localhost"} for _ in range(size)]
+        self.headers = [
+            {"Host": "localhost", "X-Request-Id": f"id-{index}"} for index in range(size)
+        ]
 
     def get_all_request_header(self, index: int) -> dict[str, str]:
         return self.headers[index]

@@ -9,7 +9,7 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from handler.allowance import Allowance
-from handler.batching import BatchHandler, Query, queued
+from handler.batching import BatchHandler, Query, headers_of, id_of, is_http, queued
 from handler.card import CARD_FILE, TORCHSCRIPT_FILE
 from handler.images import Picture
 from handler.mnist import MnistHandler
@@ -79,15 +79,16 @@ def test_a_handler_defect_fails_only_the_request_that_meets_it(
     handler = loaded(XorHandler, "xor")
     parse = handler.parse
 
-    def defective(request: Any) -> Query:
+    def defective(request: Any, headers: Any) -> Query:
         if request["body"] == b"trigger":
             raise ZeroDivisionError
-        return parse(request)
+        return parse(request, headers)
 
     monkeypatch.setattr(handler, "parse", defective)
     answers = ask(handler, b'{"instances": [[0, 1]]}', b"trigger")
     assert [code for code, _ in answers] == [200, 500]
     assert "ZeroDivisionError" in caplog.text
+    assert "request id-1 of model xor could not be parsed" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_nan_output_fails_its_request_only(
     answers = ask(handler, good, body, good)
     assert [code for code, _ in answers] == [200, 500, 200]
     assert answers[1][1]["message"] == "the model's output for this request is not finite"
-    assert "model xor 1.0: the output for a request is not finite" in caplog.text
+    assert "model xor 1.0: the output for request id-1 is not finite" in caplog.text
     for _, answer in (answers[0], answers[2]):
         assert answer["predictions"][0]["probabilities"] == pytest.approx([0.25, 0.75])
     labels = {"model": "xor", "version": "1.0"}
@@ -258,19 +259,30 @@ def test_many_small_pictures_are_put_off_before_all_headers_are_read(
 
 
 @pytest.mark.parametrize(
-    ("headers", "expected"),
+    ("value", "expected"),
     [
-        ({"X-Request-Start": "t=99.5"}, 0.5),
-        ({"x-request-start": "t=100"}, 0.0),
-        ({"X-REQUEST-START": "99"}, 1.0),
-        ({"X-Request-Start": "t=101"}, None),
-        ({"X-Request-Start": "t=nan"}, None),
-        ({"X-Request-Start": "t=-9e9"}, None),
-        ({"X-Request-Start": "soon"}, None),
-        ({}, None),
+        ("t=1999999999.5", 0.5),
+        ("t=2000000000", 0.0),
+        ("1999999999", 1.0),
+        ("t=1999999999500", 0.5),
+        ("t=1999999999500000", 0.5),
+        ("t=2000000001", None),
+        ("t=nan", None),
+        ("t=-9e9", None),
+        ("t=1.5", None),
+        ("soon", None),
     ],
 )
-def test_queued_seconds(headers: dict[str, str], expected: float | None) -> None:
+def test_queued_seconds(value: str, expected: float | None) -> None:
+    assert queued({"x-request-start": value}, now=2e9) == expected
+
+
+def test_headers_of_any_case() -> None:
     context = Context(Path(), 1)
-    context.headers = [headers]
-    assert queued(context, 0, now=100.0) == expected
+    context.headers = [{"X-Request-ID": "a", "HOST": "b"}]
+    headers = headers_of(context, 0)
+    assert headers == {"x-request-id": "a", "host": "b"}
+    assert queued(headers, now=2e9) is None
+    assert id_of(headers) == "a"
+    assert is_http(headers)
+    assert not is_http({"grpc": "x"})
