@@ -19,8 +19,10 @@ export class Pad {
   #strokes = [];
   #picture;
   #file;
+  // Where the pointer is that draws, and whether it has not moved yet.
   #pointer;
   #last;
+  #isDot = false;
 
   constructor(view) {
     this.view = view;
@@ -45,6 +47,7 @@ export class Pad {
   }
 
   clear() {
+    this.#pointer = undefined;
     this.#strokes = [];
     this.#picture = this.#file = undefined;
     this.#render();
@@ -52,6 +55,7 @@ export class Pad {
   }
 
   undo() {
+    this.#pointer = undefined;
     this.#strokes.pop();
     if (this.#strokes.length) this.#changed();
     else this.clear();
@@ -73,14 +77,13 @@ export class Pad {
       this.#pointer = event.pointerId;
       canvas.setPointerCapture(event.pointerId);
       this.#last = place(event);
-      const stroke = new Path2D();
-      stroke.moveTo(...this.#last);
-      // A tap is a dot; of no length, nothing would be drawn.
-      stroke.lineTo(this.#last[0] + 0.01, this.#last[1]);
-      this.#begin(stroke);
+      this.#begin(new Path2D(`M${this.#last}h0.01`));
+      this.#isDot = true;
     });
     canvas.addEventListener("pointermove", (event) => {
       if (event.pointerId !== this.#pointer) return;
+      if (this.#isDot) this.#strokes[this.#strokes.length - 1] = new Path2D(`M${this.#last}`);
+      this.#isDot = false;
       const stroke = this.#strokes.at(-1);
       // Some browsers give none to events that scripts made.
       const events = event.getCoalescedEvents?.() ?? [];
@@ -96,8 +99,9 @@ export class Pad {
       canvas.addEventListener(kind, (event) => {
         if (event.pointerId !== this.#pointer) return;
         this.#pointer = undefined;
-        this.#strokes.at(-1)?.lineTo(...this.#last);
-        if (this.#strokes.length) this.#changed();
+        if (this.#isDot) return;
+        this.#strokes.at(-1).lineTo(...this.#last);
+        this.#changed();
       });
     }
   }
@@ -115,6 +119,7 @@ export class Pad {
   }
 
   #drawSample(digit) {
+    this.#pointer = undefined;
     this.#strokes = [];
     this.#begin(new Path2D(SAMPLES[digit]));
   }

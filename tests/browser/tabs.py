@@ -1,12 +1,25 @@
-"""A tab with the page, and what a user does in it."""
+"""A browser, a tab with the page in it, and what a user does there."""
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, Request, Response, expect
+from playwright.sync_api import Browser, Locator, Page, Request, Response, expect, sync_playwright
 
+# No graphics card, no sandbox within a container, and nothing that asks hosts of its own accord.
+OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 # Of a pad, from the left and from the top: the strokes of a seven.
 SEVEN = [(0.27, 0.2), (0.5, 0.19), (0.74, 0.2), (0.66, 0.4), (0.56, 0.6), (0.47, 0.84)]
 
@@ -54,11 +67,15 @@ class Tab:
 
     def draw_seven(self) -> None:
         """Draw with the mouse."""
-        places = self.on_pad(SEVEN)
+        self.draw(SEVEN)
+
+    def draw(self, shares: list[tuple[float, float]], steps: int = 8) -> None:
+        """Draw a line with the mouse, in so many steps from one place on the pad to the next."""
+        places = self.on_pad(shares)
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
         for place in places[1:]:
-            self.page.mouse.move(*place, steps=8)
+            self.page.mouse.move(*place, steps=steps)
         self.page.mouse.up()
 
     def on_pad(self, shares: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -98,6 +115,24 @@ class Tab:
             for violation in results.response["violations"]
             for node in violation["nodes"]
         ]
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """The browser.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    program = shutil.which(os.environ.get("CHROMIUM", "chromium"))
+    if program is None:
+        raise FileNotFoundError(
+            "Chromium is not installed: `make deploy-tools` does it, or CHROMIUM names one"
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=OPTIONS)
+        yield browser
+        browser.close()
 
 
 @contextlib.contextmanager

@@ -127,18 +127,25 @@ class TestPad:
         tab.expect_label(5)
         assert len(predictions(tab)) <= asked + 2
 
+    def test_keys_in_the_middle_of_a_stroke(self, tab: Tab) -> None:
+        places = tab.on_pad(SEVEN)
+        for key, name in (("Delete", "0 strokes"), ("Control+z", "0 strokes"), ("5", "1 stroke")):
+            tab.page.mouse.move(*places[0])
+            tab.page.mouse.down()
+            tab.page.mouse.move(*places[2], steps=4)
+            tab.pad.press(key)
+            tab.page.mouse.move(*places[5], steps=4)
+            tab.page.mouse.up()
+            expect(tab.pad).to_have_accessible_name(f"Pad with {name}")
+        tab.expect_label(5)
+
     def test_every_sample_is_read_as_what_it_is(self, tab: Tab) -> None:
         for digit in range(10):
             tab.page.get_by_role("button", name=str(digit), exact=True).click()
             tab.expect_label(digit)
 
     def test_one_request_at_a_time_and_the_last_drawing_wins(self, tab: Tab) -> None:
-        places = tab.on_pad(SEVEN)
-        tab.page.mouse.move(*places[0])
-        tab.page.mouse.down()
-        for place in places[1:]:
-            tab.page.mouse.move(*place, steps=40)
-        tab.page.mouse.up()
+        tab.draw(SEVEN, steps=40)
         tab.expect_label(7)
         tab.expect_explanation()
         spans = tab.evaluate(
