@@ -1,4 +1,4 @@
-"""Rules, dashboard and scaler against a real Prometheus that scrapes a real server under load."""
+"""Rules, dashboard and scaler on a real Prometheus that scrapes a real server under load."""
 
 import json
 import math
@@ -131,14 +131,14 @@ def prometheus(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def names_in(expression: str) -> set[str]:
-    """The metrics that a PromQL expression reads."""
+    """Names of the metrics that a PromQL expression reads."""
     bare = re.sub(r'"[^"]*"', "", expression)
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]", "", bare)
     bare = re.sub(r"\b(by|on|ignoring|without)\s*\([^)]*\)", "", bare)
     return set(re.findall(r"(?<![\w.])[a-zA-Z_][\w:]*", bare)) - WORDS
 
 
-def test_the_names_in_an_expression() -> None:
+def test_names_in_an_expression() -> None:
     expression = 'sum by (job) (rate(a_total{b=~"c d"}[5m])) / on (e) x:y:z1h offset 3h > 1e-4 * 2'
     assert names_in(expression) == {"a_total", "x:y:z1h"}
 
@@ -189,7 +189,7 @@ def test_the_scaler_counts_busy_pods(prometheus: Prometheus) -> None:
     assert 0 < busy <= 1  # one pod, whose busiest model's worker is busy for part of the time
 
 
-def test_failures_are_those_that_clients_saw(prometheus: Prometheus) -> None:
+def test_failure_ratio_matches_what_clients_saw(prometheus: Prometheus) -> None:
     failed = prometheus.codes["mnist", 503]
     assert failed >= 10
     mnist = sum(count for (model, _), count in prometheus.codes.items() if model == "mnist")
