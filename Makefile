@@ -63,9 +63,9 @@ unit: $(SETUP) ## run the tests that start no server (seconds)
 test: $(SETUP) $(DEPLOY_SETUP) ## run every test, and measure coverage
 	@$(PY) -m pytest --cov
 
-deploy-tools: ## install what tests of images, rules and the benchmark need besides, on Debian, as root
+deploy-tools: ## install what tests of images, rules, the page and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends debootstrap podman prometheus runc wrk
+	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap podman prometheus runc wrk
 
 check: $(SETUP) ## check format, lint, types and who imports whom
 	@$(PY) -m ruff format --check .

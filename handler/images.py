@@ -99,14 +99,13 @@ class Picture:
             raise UnsupportedMediaTypeError(
                 f"not a supported image: expected one of {', '.join(FORMATS)}"
             ) from None
-        except IndexError:
+        except RequestError:
+            raise
+        except (IndexError, struct.error):
             raise RequestError("the image cannot be read: it is truncated") from None
         except Exception as error:  # noqa: BLE001 (a header can fail in any way)
             raise RequestError(f"the image cannot be read: {error}") from None
-        if max(image.size) > MAX_SIDE:
-            raise PayloadTooLargeError(
-                f"the image is {image.width}x{image.height}; the limit is {MAX_SIDE} pixels a side"
-            )
+        _check_size(*image.size)
         decoder = str(image.tile)  # its name and arguments
         bytes_per_pixel = _OTHER_CHANNELS
         if image.format == "PNG":
@@ -137,16 +136,24 @@ class Picture:
             RequestError: truncated, corrupt, or blank.
         """
         image = self._image
-        is_gray = image.mode in ("1", "L") and not image.has_transparency_data
         try:
+            is_opaque = not image.has_transparency_data
+            is_gray = image.mode in ("1", "L")  # before a JPEG is drafted
             image.draft("L", None)  # a JPEG's luminance alone, which takes a third of the time
             image.load()
             orientation = image.getexif().get(0x0112)
         except Exception as error:  # noqa: BLE001 (decoders raise nearly every built-in exception)
             raise RequestError(f"the {image.format} image cannot be decoded: {error}") from None
-        if is_gray and image.size == (SIDE, SIDE):
+        if is_gray and is_opaque and image.size == (SIDE, SIDE):
             return _as_it_is(image)
         return array("B", to_mnist(image, orientation))
+
+
+def _check_size(width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise PayloadTooLargeError(
+            f"the image is {width}x{height}; the limit is {MAX_SIDE} pixels a side"
+        )
 
 
 def _as_it_is(image: Image.Image) -> Numbers:
@@ -195,4 +202,7 @@ def _needed_of_gif(data: bytes | bytearray) -> bytes:
             at += 1
             if data[begin + 1] == 0xF9:  # a graphic control extension, which has the transparency
                 kept.append(data[begin:at])
+    # Pillow may fill as much memory as the frame asks for while it reads the header: up to 4 GB.
+    left, top, width, height = struct.unpack_from("<4H", data, at + 1)
+    _check_size(left + width, top + height)
     return b"".join([*kept, data[at:]])

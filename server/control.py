@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server import page
 from server.door import DoorError, read_tokens
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -92,7 +93,23 @@ def clients_app(service: Service) -> Starlette:
         is_ready = service.readiness()[0] == 200
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
-    return _app([Route("/v2/health/live", live), Route("/v2/health/ready", ready)])
+    def root(request: Request) -> Response:
+        # Only browsers ask for HTML by name; V1's clients expect the protocol's liveness.
+        if "text/html" in request.headers.get("Accept", ""):
+            response = page.index(request)
+        else:
+            response = JSONResponse({"status": "alive"})
+        response.headers["Vary"] = "Accept"
+        return response
+
+    return _app(
+        [
+            Route("/", root),
+            *page.routes(),
+            Route("/v2/health/live", live),
+            Route("/v2/health/ready", ready),
+        ]
+    )
 
 
 def problem(

@@ -184,6 +184,22 @@ def test_every_flipped_byte_is_refused_or_read(seven: torch.Tensor) -> None:
                 assert decode(damaged).shape == (28, 28)
 
 
+def test_a_gif_that_asks_for_memory_in_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would fill the area of a frame whose disposal is to restore the background."""
+    data = bytearray(encode(Image.new("P", (40, 40)), "GIF", disposal=2, save_all=True, loop=1))
+    frame = data.index(b",\0\0\0\0\x28\0\x28\0")
+    data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
+    monkeypatch.setattr("PIL.Image.core.fill", lambda *_: pytest.fail("filled"))
+    with pytest.raises(PayloadTooLargeError, match="65535x65535"):
+        Picture(data)
+
+
+def test_a_png_without_its_palette(seven: torch.Tensor) -> None:
+    data = encode(dark_on_light(picture(seven), (40, 40), (6, 6)).quantize())
+    with pytest.raises(RequestError, match="the PNG image cannot be decoded"):
+        decode(data.replace(b"PLTE", b"PLTX"))
+
+
 def test_the_size_is_checked_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(Image.new("1", (4097, 1)))
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
