@@ -1,4 +1,4 @@
-"""TorchServe's two gRPC services, when the configuration opens them."""
+"""TorchServe's two gRPC services, opened by the configuration."""
 
 import importlib
 import json
@@ -105,7 +105,7 @@ def test_tensors_of_the_open_inference_protocol(clients: Clients, mnist_data: Da
 
 
 def test_a_bad_tensor_is_explained_and_does_not_end_the_worker(clients: Clients) -> None:
-    """On an error in the form of HTTP the frontend would fail, and end the worker."""
+    """An error in HTTP's form would make the frontend fail and end the worker."""
     workers = {process.pid for process in clients.server.family()}
     for shape, count, message in (
         ([2, 2], 3, "expected 4 numbers for shape [2, 2], got 3"),

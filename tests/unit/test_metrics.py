@@ -157,7 +157,7 @@ def test_no_counter_goes_down_when_a_worker_dies(
     workers: Workers, tmp_path: Path, dead: int
 ) -> None:
     workers.start(os.getpid()).batch([0.2, None, None], [], 0.1)
-    (tmp_path / f"counter_{dead}.db").touch()  # killed while it created its file
+    (tmp_path / f"counter_{dead}.db").touch()  # killed while it was creating its file
     assert value(workers.read(), "inference_requests_total", code="200") == 3
     for round_ in range(1, 4):
         workers.start(dead).batch([None, None, 0.2, None], [RequestError("x")], 0.1)
