@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -237,7 +237,8 @@ class Supervisor:
         local.listen(_BACKLOG)
         telemetry = self._listeners.pop("telemetry")
         operators = operators_app(self, self._settings.token_file)
-        return ControlServer([(operators, telemetry), (clients_app(self), local)])
+        clients = clients_app(self, has_tokens=self._settings.token_file is not None)
+        return ControlServer([(operators, telemetry), (clients, local)])
 
     def _wait_until_ready(self) -> None:
         """Wait for every model, or for a signal."""
@@ -652,23 +653,31 @@ class Supervisor:
                 return 503, {"status": "dead", "reason": reason}
         return 200, {"status": "alive"}
 
+    def models(self) -> list[ModelState]:
+        """Each model as it was last seen, with the reason why it cannot answer now, if any."""
+        snapshot, generation = self.snapshot, self._current
+        if generation and generation.torchserve.exit_code is not None:
+            return [replace(model, reason="TorchServe has ended") for model in snapshot.models]
+        # The door opens when the last model is ready.
+        waiting = None if generation else "the models are loading"
+        return [
+            replace(model, reason=snapshot.reason(model) or waiting) for model in snapshot.models
+        ]
+
     def readiness(self) -> tuple[int, dict[str, Any]]:
         """200 when every model has its workers and has answered; else 503, which model, and why."""
-        snapshot = self.snapshot
-        generation = self._current
-        gone = generation and generation.torchserve.exit_code is not None
+        seen = self.models()
         models: dict[str, dict[str, Any]] = {}
-        for model in snapshot.models:
-            reason = "TorchServe has ended" if gone else snapshot.reason(model)
+        for model in seen:
             state: dict[str, Any] = {
                 "version": model.archive.version,
-                "ready": reason is None,
+                "ready": model.reason is None,
                 "workers": model.workers,
                 "queued": model.queued,
             }
-            if reason:
-                state["reason"] = reason
-            several = sum(m.archive.name == model.archive.name for m in snapshot.models) > 1
+            if model.reason:
+                state["reason"] = model.reason
+            several = sum(m.archive.name == model.archive.name for m in seen) > 1
             models[model.archive.key if several else model.archive.name] = state
         door = self._door
         status = "ready"
