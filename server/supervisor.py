@@ -7,6 +7,7 @@ each, and front doors. Other threads only read what the loop publishes, or ask i
 import contextlib
 import ctypes
 import errno
+import os
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from server.control import ControlServer, clients_app, operators_app
+from server.control import ControlServer, Server, clients_app, operators_app
 from server.counters import Succession
 from server.door import Door, DoorError, Route, read_tokens, routes
 from server.exposition import Exposition
@@ -145,6 +146,8 @@ class Supervisor:
         self._metrics_directory = self._directory / "metrics"
         self._metrics_directory.mkdir()
         self._control_socket = self._directory / "control.sock"
+        self._grpc_socket = self._directory / "grpc.sock"
+        self._internal_socket = self._directory / "internal.sock"
         self._listeners: dict[str, socket.socket] = {}
         self._signals: list[signal.Signals] = []
         self._wake = threading.Event()
@@ -230,15 +233,24 @@ class Supervisor:
         check_distinct(list(addresses.values()))
         for name, address in addresses.items():
             self._listeners[name] = stack.enter_context(bind(address))
+        if self._settings.grpc:
+            self._listeners["internal"] = stack.enter_context(bind_unix(self._internal_socket))
 
     def _control(self, stack: contextlib.ExitStack) -> ControlServer:
-        local = stack.enter_context(socket.socket(socket.AF_UNIX))
-        local.bind(str(self._control_socket))
-        local.listen(_BACKLOG)
+        local = stack.enter_context(bind_unix(self._control_socket))
         telemetry = self._listeners.pop("telemetry")
         operators = operators_app(self, self._settings.token_file)
         clients = clients_app(self, has_tokens=self._settings.token_file is not None)
-        return ControlServer([(operators, telemetry), (clients, local)])
+        return ControlServer([(operators, telemetry), (clients, local)], self._grpc())
+
+    def _grpc(self) -> list[Server]:
+        if not self._settings.grpc:
+            return []
+        # Its handlers for processes that fork would warn that they cannot be of use.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+        from server.grpc_api import GrpcServer  # takes 0.2 s
+
+        return [GrpcServer(self, self._grpc_socket, self._internal_socket)]
 
     def _wait_until_ready(self) -> None:
         """Wait for every model, or for a signal."""
@@ -447,6 +459,7 @@ class Supervisor:
             self._directory / f"door-{self._doors}",
             self._listeners,
             self._control_socket,
+            self._grpc_socket,
         )
         try:
             door.start(
@@ -653,6 +666,10 @@ class Supervisor:
                 return 503, {"status": "dead", "reason": reason}
         return 200, {"status": "alive"}
 
+    def inference_socket(self) -> Path | None:
+        """TorchServe's, or None before it is ready."""
+        return self._current.torchserve.inference if self._current else None
+
     def models(self) -> list[ModelState]:
         """Each model as it was last seen, with the reason why it cannot answer now, if any."""
         snapshot, generation = self.snapshot, self._current
@@ -745,6 +762,14 @@ def ignore_new_connections(listener: socket.socket) -> None:
     program = struct.pack("HP", 1, ctypes.addressof(drop_all))
     with contextlib.suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A socket that listens at a path."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(_BACKLOG)
+    return listener
 
 
 def check_distinct(addresses: list[Address]) -> None:
