@@ -7,28 +7,44 @@ SETUP := $(VENV)/.installed
 DEPLOY_VENV := .venv-deploy
 DEPLOY_SETUP := $(DEPLOY_VENV)/.installed
 
-.PHONY: help setup train models serve test deploy-tools check loadtest bench bench-gpu image manifests clean
+LOCK := $(PY) -m uv pip compile --quiet
+
+.PHONY: help setup lock audit train models serve unit test deploy-tools check loadtest bench bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup: $(SETUP) ## install pinned dependencies into .venv, if they changed
+setup: $(SETUP) ## install what requirements/ locks into .venv, if it changed
 
-# torch alone and first: asked for by another package, pip may take a newer build, with gigabytes of
-# CUDA libraries.
-$(SETUP): requirements.txt
+$(SETUP): requirements/install requirements/torch.txt requirements/cuda.txt requirements/dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; PYTHON=... names a Python 3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and "error: $(PYTHON) is Python %d.%d; PYTHON=... names a Python 3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	requirements/install $(PY) torch dev
 	@touch $@
 
-$(DEPLOY_SETUP): deploy/requirements.txt $(SETUP)
+$(DEPLOY_SETUP): requirements/deploy.txt $(SETUP)
 	@$(PYTHON) -m venv $(DEPLOY_VENV)
-	@$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@requirements/install $(DEPLOY_VENV)/bin/python deploy
 	@touch $@
+
+# With what is installed, as the old locks may no longer be installable. cuda.txt alone is made without
+# [tool.uv], which has what torch's CPU build needs.
+lock: $(if $(wildcard $(PY)),,$(SETUP)) ## write requirements/*.txt from pyproject.toml (ARGS=--upgrade for all that it needs)
+	@$(LOCK) $(ARGS) pyproject.toml --group dev --output-file requirements/dev.txt
+	@$(LOCK) pyproject.toml --constraint requirements/dev.txt --output-file requirements/serving.txt
+	@$(LOCK) --group loadtest --constraint requirements/dev.txt --output-file requirements/loadtest.txt
+	@$(LOCK) --group training --constraint requirements/dev.txt --output-file requirements/training.txt
+	@$(LOCK) $(ARGS) --no-config --generate-hashes \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-package torch \
+		--constraint requirements/dev.txt requirements/torch.txt --output-file requirements/cuda.txt
+	@$(LOCK) $(ARGS) --group deploy --output-file requirements/deploy.txt
+
+audit: $(SETUP) ## look every locked package up among known vulnerabilities
+	@$(PY) -m pip_audit --strict --disable-pip --require-hashes --requirement requirements/torch.txt \
+		--requirement requirements/cuda.txt --requirement requirements/dev.txt
+	@$(PY) -m pip_audit --strict --disable-pip --require-hashes --requirement requirements/deploy.txt
 
 train: $(SETUP) ## train every model and pack its archive into model_store (ARGS=--force replaces other weights)
 	@$(PY) -m training train
@@ -41,17 +57,21 @@ models: $(SETUP) ## train the models that model_store lacks, and pack what is st
 serve: models ## bring model_store up to date, then serve until Ctrl-C
 	@$(PY) -m server
 
-test: $(SETUP) $(DEPLOY_SETUP) ## run every test
-	@$(PY) -m pytest
+unit: $(SETUP) ## run the tests that start no server (seconds)
+	@$(PY) -m pytest tests/unit
 
-deploy-tools: ## install what tests of images, rules and the benchmark need besides, on Debian, as root
+test: $(SETUP) $(DEPLOY_SETUP) ## run every test, and measure coverage
+	@$(PY) -m pytest --cov
+
+deploy-tools: ## install what tests of images, rules, the page and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends debootstrap podman prometheus runc wrk
+	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap podman prometheus runc wrk
 
-check: $(SETUP) ## check format, lint and types
+check: $(SETUP) ## check format, lint, types and who imports whom
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports --no-cache --no-logo
 
 loadtest: models ## load the server with Locust for a minute and judge it (starts one if none answers)
 	@$(PY) -m loadtest run
@@ -69,5 +89,5 @@ manifests: $(SETUP) $(DEPLOY_SETUP) ## render every overlay of deploy/kubernetes
 	@$(PY) -m deploy.manifests
 
 clean: ## remove the environment, caches, archives and logs
-	rm -rf $(VENV) $(DEPLOY_VENV) artifacts .cache .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
+	rm -rf $(VENV) $(DEPLOY_VENV) artifacts .cache .coverage* .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,6 +18,8 @@ TARGETS = {
     "loadtest": "model-server-loadtest",
 }
 TORCH_INDEX = "https://download.pytorch.org/whl"
+# Those whose hashes requirements/torch.txt has.
+TORCH_BUILDS = ("cpu", "cu130")
 # Runs in the image, so that it tells of the archives that are in there, wherever they were made.
 _DIGESTS = """
 from pathlib import Path
@@ -51,7 +53,7 @@ class Build:
         engine: docker or podman, or a path of one.
         tag: of the image.
         target: stage of the Dockerfile, one of `TARGETS`.
-        torch: variant of torch's wheel, as its index names it: `cpu`, `cu130`.
+        torch: torch's build, one of `TORCH_BUILDS`.
         models: `store` for the archives in model_store/, `train` to make them in the build.
         context: what is built: this repository, or a copy of it with archives of its own.
         options: more of the engine's own options for building.
@@ -147,8 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--torch",
         default="cpu",
-        metavar="VARIANT",
-        help="of torch's wheel: cpu, or cu130 and its like for GPUs (default: %(default)s)",
+        choices=TORCH_BUILDS,
+        help="torch's build: cu130 for GPUs (default: %(default)s)",
     )
     parser.add_argument(
         "--models",

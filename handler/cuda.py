@@ -1,8 +1,8 @@
 """Forwards on a GPU as replays of CUDA graphs, between pinned buffers.
 
-A small network is a dozen kernels of a few microseconds, and launching each costs as much as it
+A small network is a dozen kernels of a few microseconds, and launching each takes as long as it
 runs. A CUDA graph launches all of them at once, but for one batch size only: so there is a ladder
-of sizes, and a batch is padded up to the next. https://docs.pytorch.org/docs/stable/notes/cuda.html
+of sizes, and a batch is padded to the next. https://docs.pytorch.org/docs/stable/notes/cuda.html
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _WARM_UP_RUNS = 3
 
 @dataclass(frozen=True)
 class _Rung:
-    """One captured forward: its input, its output, and what runs from the one to the other."""
+    """A captured forward: its input, its output, and the graph between them."""
 
     instances: torch.Tensor
     probabilities: torch.Tensor
@@ -76,16 +76,20 @@ class CudaGraphs:
         return _Rung(instances, probabilities, graph)
 
     def __call__(self, instances: torch.Tensor) -> torch.Tensor:
-        """Probabilities, float32 [n, classes] on the CPU, of instances there, n to `max_batch`.
+        """Run a batch.
 
-        What is returned is overwritten by the next call.
+        Args:
+            instances: [n, *shape] on the CPU, n up to `max_batch`, uint8 or float32.
+
+        Returns:
+            Probabilities, float32 [n, classes] on the CPU; the next call overwrites them.
         """
         count = len(instances)
         rung = next(r for r in self._rungs[instances.dtype] if len(r.instances) >= count)
         staged, answers = self._staging[instances.dtype][:count], self._answers[:count]
         staged.copy_(instances)
         with torch.cuda.stream(self._stream):
-            # Rows beyond the count keep what an earlier batch left there; nobody reads theirs.
+            # Rows beyond the count keep what an earlier batch left; their output is not read.
             rung.instances[:count].copy_(staged, non_blocking=True)
             rung.graph.replay()
             answers.copy_(rung.probabilities[:count], non_blocking=True)

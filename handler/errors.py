@@ -1,17 +1,17 @@
-"""What a request can be answered instead of predictions, and the body that says so."""
+"""Error responses and their JSON bodies."""
 
 import json
 from typing import Any
 
 
 class RequestError(Exception):
-    """The request is malformed: 400. Subclasses are what else can be wrong.
+    """The request is malformed: 400. Subclasses are the other ways in which one can fail.
 
     Attributes:
         code: HTTP status.
         phrase: its reason phrase.
-        type: of the error in the body, named as TorchServe names its own.
-        reason: the label in `inference_rejected_total`.
+        type: exception type in the body, named as TorchServe names its own.
+        reason: label in `inference_rejected_total`.
     """
 
     code = 400
@@ -19,14 +19,19 @@ class RequestError(Exception):
     type = "BadRequestException"
     reason = "malformed"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers besides the content type."""
+        return {}
+
     def body(self, **more: Any) -> bytes:
-        """The error as TorchServe's frontend writes its own: JSON with code, type and message."""
+        """JSON with code, type and message, as TorchServe's frontend writes its own errors."""
         error = {"code": self.code, "type": self.type, "message": str(self)}
         return json.dumps(error | more).encode()
 
 
 class PayloadTooLargeError(RequestError):
-    """The body, an image or the number of instances is over its limit: 413."""
+    """The body, an image, the pixels in all or the number of instances is over its limit: 413."""
 
     code = 413
     phrase = "Request Entity Too Large"
@@ -35,7 +40,7 @@ class PayloadTooLargeError(RequestError):
 
 
 class UnsupportedMediaTypeError(RequestError):
-    """The body is not an image of a format that is accepted: 415."""
+    """The body is not an image of a supported format: 415."""
 
     code = 415
     phrase = "Unsupported Media Type"
@@ -43,8 +48,31 @@ class UnsupportedMediaTypeError(RequestError):
     reason = "unsupported_media_type"
 
 
+class OverloadedError(RequestError):
+    """The worker has no time for this request now: 503, with `Retry-After`.
+
+    Args:
+        message: for the client.
+        retry_after: whole seconds until the request is worth sending again.
+    """
+
+    code = 503
+    phrase = "Service Unavailable"
+    type = "ServiceUnavailableException"
+    reason = "overload"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to come again."""
+        return {"Retry-After": str(self.retry_after)}
+
+
 class OutOfMemoryError(RequestError):
-    """The batch does not fit into the device's memory: 507, as TorchServe itself says it."""
+    """The batch does not fit into the device's memory: 507, TorchServe's own status for it."""
 
     code = 507
     phrase = "Insufficient Storage"
@@ -53,7 +81,7 @@ class OutOfMemoryError(RequestError):
 
 
 class HandlerError(RequestError):
-    """A defect of the handler or the model, and not of the request: 500."""
+    """A defect of the handler or the model, not of the request: 500."""
 
     code = 500
     phrase = "Internal Server Error"
@@ -62,5 +90,5 @@ class HandlerError(RequestError):
 
 
 def all_errors() -> list[type[RequestError]]:
-    """Every kind of error that a handler answers with."""
+    """Every error class that a handler answers with."""
     return [RequestError, *RequestError.__subclasses__()]

@@ -1,4 +1,4 @@
-"""What a worker counts and times, through prometheus-client.
+"""Metrics of a worker, through prometheus-client.
 
 Under `python -m server` each worker writes to files of its own in one directory of the run
 (prometheus-client's multiprocess mode), which the server process reads when it is scraped. Under a
@@ -20,12 +20,12 @@ _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1
 
 
 class Metrics:
-    """The metrics of one model in one worker, each known label set there from the start.
+    """The metrics of one model in one worker; every known label set exists from the start.
 
     Args:
         card: of the model.
-        device: where it runs, such as `cpu` or `cuda:0`.
-        registry: where the metrics are registered.
+        device: that it runs on, such as `cpu` or `cuda:0`.
+        registry: of the metrics.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class Metrics:
     def batch(
         self, waits: Sequence[float | None], errors: Iterable[RequestError], seconds: float
     ) -> None:
-        """A batch was answered.
+        """Record a batch that has been answered.
 
         Args:
-            waits: of each of its requests the seconds from X-Request-Start, if it had that.
-            errors: of those that were refused.
-            seconds: how long it took.
+            waits: for each request the seconds from X-Request-Start to the batch, if it had that.
+            errors: of the requests that were refused.
+            seconds: that the batch took.
         """
         size, refused = len(waits), 0
         for error in errors:
@@ -98,12 +98,12 @@ class Metrics:
         observe_all(self._batch, (seconds,))
 
     def stages(self, *seconds: float) -> None:
-        """How long a batch spent in each of `STAGES`, or in as many as it reached."""
+        """Record the seconds that a batch spent in each of `STAGES`, as far as it came."""
         for stage, duration in zip(self._stages, seconds, strict=False):
             observe_all(stage, (duration,))
 
     def predictions(self, labels: list[int], confidences: list[float]) -> None:
-        """Instances were answered, with these labels and probabilities."""
+        """Record the label of each answered instance, and that label's probability."""
         self._instances.inc(len(labels))
         for label in set(labels):
             self._predictions[label].inc(labels.count(label))
@@ -111,9 +111,9 @@ class Metrics:
 
 
 def observe_all(histogram: Histogram, values: Iterable[float]) -> None:
-    """Observe values at the cost of an increment for each bucket that they fall into, and the sum.
+    """Observe many values with one increment for each bucket that they fall into, and the sum.
 
-    prometheus-client takes one value at a time, looks for its bucket from the lowest on, and makes
+    prometheus-client takes one value at a time, searches its bucket from the lowest on, and makes
     two increments for each; a batch has up to thousands.
     """
     bounds, buckets, sum_ = histogram._upper_bounds, histogram._buckets, histogram._sum  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""A TorchScript model on its device: instances in, probabilities out."""
+"""Run a TorchScript model on its device: instances in, probabilities out."""
 
 import hashlib
 import math
@@ -27,8 +27,8 @@ class ScriptedModel:
         gpu_id: the CUDA device that TorchServe assigned, or None.
 
     Attributes:
-        device: where it runs.
-        numbers_per_instance: how many numbers one instance has.
+        device: that it runs on.
+        numbers_per_instance: product of the input shape.
 
     Raises:
         ValueError: the TorchScript file is not the one that the card names.
@@ -55,13 +55,13 @@ class ScriptedModel:
 
     @torch.inference_mode()
     def __call__(self, numbers: Numbers) -> torch.Tensor:
-        """Probabilities of each class.
+        """Run a batch.
 
         Args:
             numbers: of n instances, one after the other.
 
         Returns:
-            float64 [n, classes], on the CPU; each row sums to 1.
+            Probabilities, float64 [n, classes] on the CPU; each row sums to 1.
         """
         flat = torch.frombuffer(numbers, dtype=_DTYPES[numbers.typecode])
         instances = flat.view(-1, *self._shape)
@@ -79,15 +79,14 @@ class CpuForward:
         shape: of one instance.
     """
 
-    # So that a batch of full requests (64 of 1,024 instances) does not need gigabytes for its
-    # activations.
+    # A batch of full requests (64 of 1,024 instances) would need gigabytes for its activations.
     max_batch = 256
-    # Of which every size is warmed: oneDNN compiles a kernel for each shape when it first meets it.
+    # Every size up to this is warmed: oneDNN compiles a kernel for each shape that it meets.
     _MAX_WARM = 64
 
     def __init__(self, module: torch.jit.ScriptModule, shape: tuple[int, ...]) -> None:
-        # One core a worker: with torch's default each worker would start a thread a core, and they
-        # would fight for them.
+        # One core a worker: by torch's default each worker would start a thread for every core, and
+        # they would compete.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         self._module = module
         self._prepacked = torch.jit.optimize_for_inference(module)

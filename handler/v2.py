@@ -13,16 +13,17 @@ from handler.errors import PayloadTooLargeError, RequestError
 from handler.payload import MAX_INSTANCES, Numbers, check_numbers, describe
 
 _TYPECODES = {"UINT8": "B", "FP32": "f"}
+_UINT8 = (0, 255)
 
 
 def parse(document: dict[str, Any], card: ModelCard) -> tuple[Numbers, str | None]:
     """Read `{"id"?, "inputs": [{"name", "shape", "datatype", "data"}]}`.
 
     Returns:
-        The numbers of the instances, uint8 or float32, and the id to be repeated in the answer.
+        The numbers of all instances, uint8 or float32, and the id to repeat in the answer.
 
     Raises:
-        RequestError: not that, another shape than the model's, or a number that it does not take.
+        RequestError: not such a document, not the model's shape, or a number out of bounds.
         PayloadTooLargeError: over 1,024 instances.
     """
     id_ = document.get("id")
@@ -43,7 +44,9 @@ def parse(document: dict[str, Any], card: ModelCard) -> tuple[Numbers, str | Non
             f"got {len(data)}"
         )
     if datatype == "UINT8":
-        check_numbers(data, (0, 255), "inputs[0].data", (int,))
+        low, high = card.input_bounds or _UINT8
+        bounds = (max(low, _UINT8[0]), min(high, _UINT8[1]))
+        check_numbers(data, bounds, "inputs[0].data", (int,))
     else:
         check_numbers(data, card.input_bounds, "inputs[0].data")
     return array(_TYPECODES[datatype], data), id_
@@ -52,7 +55,11 @@ def parse(document: dict[str, Any], card: ModelCard) -> tuple[Numbers, str | Non
 def answer(
     card: ModelCard, id_: str | None, labels: list[int], probabilities: list[list[float]]
 ) -> bytes:
-    """The body that answers a request: `label`, INT64 [n], and `probabilities`, FP32 [n, k]."""
+    """Serialise an answer: tensors `label`, INT64 [n], and `probabilities`, FP32 [n, classes].
+
+    Raises:
+        ValueError: a probability is not finite.
+    """
     document: dict[str, Any] = {"model_name": card.name, "model_version": card.version}
     if id_ is not None:
         document["id"] = id_
@@ -65,15 +72,15 @@ def answer(
             "data": [number for row in probabilities for number in row],
         },
     ]
-    return json.dumps(document).encode()
+    return json.dumps(document, allow_nan=False).encode()
 
 
 def error(card: ModelCard, text: str) -> dict[str, Any]:
-    """What an error has to hold besides its own fields if it may be read as an answer by gRPC.
+    """Fields that an error needs besides its own where gRPC may read it as an answer.
 
-    TorchServe's frontend reads these of every answer to a ModelInfer call; without them it fails,
+    TorchServe's frontend reads them in every answer to a ModelInfer call; without them it fails,
     and takes the worker down. The protocol's gRPC message has no field for an error, and TorchServe
-    no way to a gRPC status for one request of a batch, so the error is an output.
+    cannot set a gRPC status for one request of a batch, so the error is an output.
     """
     output = {"name": "error", "shape": [1], "datatype": "BYTES", "data": [text]}
     return {
@@ -96,7 +103,7 @@ def _shape(shape: Any, instance: tuple[int, ...]) -> list[int]:
 
 
 def _flat(data: Any, depth: int) -> list[Any]:
-    """The numbers in row-major order, of a flat list or one nested as deep as the shape is long."""
+    """Flatten, in row-major order, a list that is flat or nested as deep as the shape is long."""
     if not isinstance(data, list):
         raise RequestError(f"inputs[0].data: expected a list, got {describe(data)}")
     flat: list[Any] = data

@@ -1,7 +1,7 @@
-"""XOR: pairs of numbers, of which those near 0 and 1 are the ones that were learned."""
+"""XOR: pairs of numbers; the model has learned those near 0 and 1."""
 
 from handler.batching import BatchHandler
 
 
 class XorHandler(BatchHandler):
-    """Takes instances of two numbers, as the core does with any numbers."""
+    """Takes instances of two numbers, and answers as the core does."""

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from server import metadata
+from server import metadata, page
 from server.watcher import ModelState
 
 
@@ -56,13 +56,15 @@ def routes(service: Service) -> list[Route]:
     # --- The root.
 
     def root(request: Request) -> Response:
-        """Answer V1's liveness; send browsers, which alone ask for HTML by name, to the docs."""
-        headers = {"Vary": "Accept"}
+        """V1's liveness; browsers, which alone ask for HTML by name, get the page."""
         if "text/html" in request.headers.get("Accept", ""):
-            return Response(status_code=307, headers=headers | {"Location": "/docs"})
-        is_alive = service.liveness()[0] == 200
-        status = "alive" if is_alive else "dead"
-        return JSONResponse({"status": status}, 200 if is_alive else 503, headers)
+            response = page.index(request)
+        else:
+            is_alive = service.liveness()[0] == 200
+            status = "alive" if is_alive else "dead"
+            response = JSONResponse({"status": status}, 200 if is_alive else 503)
+        response.headers["Vary"] = "Accept"
+        return response
 
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"

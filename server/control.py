@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server import client_api, docs
+from server import client_api, docs, page
 from server.door import DoorError, read_tokens
 from server.metadata import UnknownModelError
 
@@ -95,7 +95,11 @@ def clients_app(service: Service, *, has_tokens: bool) -> ASGIApp:
         has_tokens: whether the door asks for tokens.
     """
     return _app(
-        [*client_api.routes(service), *docs.routes(service, has_tokens=has_tokens)],
+        [
+            *client_api.routes(service),
+            *page.routes(),
+            *docs.routes(service, has_tokens=has_tokens),
+        ],
         "/docs shows what there is",
     )
 

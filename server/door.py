@@ -189,10 +189,13 @@ class Door:
         Raises:
             DoorError: HAProxy refuses its configuration, or does not start.
         """
-        self._directory.mkdir(exist_ok=True)
         config = self._directory / "haproxy.cfg"
-        config.write_text(self._render(routes, inference_socket, grpc_port))
-        program, environment = find_haproxy(self._directory)
+        try:
+            self._directory.mkdir()
+            config.write_text(self._render(routes, inference_socket, grpc_port))
+            program, environment = find_haproxy(self._directory)
+        except OSError as error:
+            raise DoorError(f"the front door cannot be configured: {error}") from None
         descriptors = [listener.fileno() for listener in self._listeners.values()]
         self._process = subprocess.Popen(
             [str(program), "-db", "-f", str(config)],

@@ -70,8 +70,13 @@ class Generation:
 
     @property
     def name(self) -> str:
-        """For counters and files."""
+        """For counters."""
         return f"generation-{self.number}"
+
+    @property
+    def store(self) -> Path:
+        """The directory of its archives."""
+        return self.torchserve.archives[0].file.parent
 
     def failure(self) -> str | None:
         """Why it will never be ready, if that is known."""
@@ -156,7 +161,7 @@ class Supervisor:
         # The generation that requests go to, and one that is to take over once it is ready.
         self._current: Generation | None = None
         self._candidate: Generation | None = None
-        self._generations = 0
+        self._generations = self._stores = 0
         self._door: Door | None = None
         self._doors = 0
         # Doors that stop, and the generations that they still need.
@@ -283,7 +288,7 @@ class Supervisor:
             inference = inference.replace("http:", "https:")
         lines = [f"serving {', '.join(f'{a.name} {a.version}' for a in self._archives)}"]
         for archive in self._archives:
-            for command in getattr(archive.card, "usage", ()):
+            for command in archive.card.usage if archive.card else ():
                 url = f"{inference}/predictions/{archive.name}"
                 lines.append(f"  {command.replace('URL', url)}")
         lines.append(f"readiness at {telemetry}/readyz; Ctrl-C stops")
@@ -306,7 +311,8 @@ class Supervisor:
     # --- Generations.
 
     def _copy(self, archives: list[Archive]) -> list[Archive]:
-        return copy_archives(archives, self._directory / f"store-{self._generations + 1}")
+        self._stores += 1
+        return copy_archives(archives, self._directory / f"store-{self._stores}")
 
     def _generation(self, archives: list[Archive]) -> Generation:
         self._generations += 1
@@ -323,17 +329,19 @@ class Supervisor:
         return Generation(self._generations, torchserve, watcher)
 
     def _promote(self, generation: Generation) -> None:
-        """Have requests go to a generation that is ready; the one before it drains."""
+        """Have requests go to a generation that is ready; the one before it drains.
+
+        Raises:
+            DoorError: the door did not open; everything stays as it was.
+        """
         snapshot = generation.watcher.snapshot
         workers = {model.archive.key: model.minimum for model in snapshot.models}
         archives = list(generation.torchserve.archives)
         ways = routes(archives, workers, self._settings.heap_bytes)
-        previous, self._current, self._candidate = self._current, generation, None
-        try:
-            self._open_door(ways, generation, previous)
-        except DoorError:
-            self._current, self._candidate = previous, generation
-            raise
+        previous = self._current
+        self._open_door(ways, generation, previous)
+        # Only now: readiness is that of the generation that requests go to.
+        self._current, self._candidate = generation, None
         self._archives = archives
         if previous:
             previous.watcher.stop()
@@ -344,11 +352,16 @@ class Supervisor:
         self._torchserve_metrics.end(generation.name)
         self.tally.worker_starts += generation.torchserve.worker_starts()
         shutil.rmtree(generation.torchserve.directory, ignore_errors=True)
+        # A generation that was started again after a crash shares the archives of the one before.
+        users = [each for each in (self._current, self._candidate) if each]
+        if generation.store not in [each.store for each in users]:
+            shutil.rmtree(generation.store, ignore_errors=True)
 
     def _tend_generation(self) -> None:
         """Replace a generation that has died or cannot recover; promote one that is ready."""
         current, candidate = self._current, self._candidate
-        if current and time.monotonic() - current.started > _LASTING_SECONDS:
+        reason = self._reason_to_replace(current)
+        if current and not reason and time.monotonic() - current.started > _LASTING_SECONDS:
             self._torchserve_failures.forget()
         if candidate:
             failure = candidate.failure() or self._overdue(candidate)
@@ -361,12 +374,11 @@ class Supervisor:
                 self._candidate = None
                 self._discard(candidate)
                 self._fail_reload(failure)
-                if self._reason_to_replace(current):
+                if reason:
                     _warn(f"TorchServe did not start: {failure}")
             elif self._candidate is None:
                 self._finish_reload()
             return
-        reason = self._reason_to_replace(current)
         if reason is None or not self._torchserve_failures.may_retry:
             return
         self._torchserve_failures.add(reason)

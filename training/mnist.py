@@ -101,4 +101,5 @@ RECIPE = Recipe(
     learning_rate=6e-3,
     weight_decay=1e-2,
     one_cycle=True,
+    usage=("curl -T samples/seven.png URL",),
 )

@@ -75,6 +75,7 @@ class Recipe:
         attempts: how many seeds may be tried until one passes the gate.
         max_batch_size: requests that a worker takes at once.
         max_batch_delay: milliseconds that a request waits for others.
+        usage: commands that show a request, with URL for that of the model.
     """
 
     name: str
@@ -97,3 +98,4 @@ class Recipe:
     attempts: int = 1
     max_batch_size: int = 64
     max_batch_delay: int = 1
+    usage: tuple[str, ...] = ()

@@ -45,6 +45,7 @@ def train(run: Run) -> Entry:
             return entry
     cache.check_writable(name)
     trained = pipeline.train(run, data)
+    architecture = run.recipe.architectures[run.architecture]
     card = ModelCard(
         name=name,
         version="",
@@ -62,6 +63,8 @@ def train(run: Run) -> Entry:
         torchscript_sha256=hashlib.sha256(trained.torchscript).hexdigest(),
         example={"instances": [data.validation.x[trained.example].tolist()]},
         example_label=int(data.validation.y[trained.example]),
+        settings=asdict(run.network) if architecture.has_options else {},
+        usage=run.recipe.usage,
     )
     entry = Entry(
         directory=directory,

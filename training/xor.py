@@ -16,14 +16,6 @@ from training.data import Data, Split
 from training.recipe import Architecture, NetworkOptions, Recipe
 
 
-class Bound(nn.Module):
-    """Keeps numbers where the sigmoids are saturated anyway, and sums are finite."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of float32 [n, 2], the same shape."""
-        return x.clamp(-1e6, 1e6)
-
-
 class BothClasses(nn.Module):
     """From one sigmoid output to the probabilities of both classes."""
 
@@ -59,8 +51,6 @@ RECIPE = Recipe(
     input_shape=(2,),
     architectures={"mlp": Architecture(build=network, min_accuracy=1.0, min_confidence=0.9)},
     data=corners,
-    normalise=Bound(),
-    normalisation="clamped to -1e6 to 1e6",
     loss=loss,
     probabilities=BothClasses(),
     epochs=10_001,
@@ -68,4 +58,5 @@ RECIPE = Recipe(
     optimizer="sgd",
     learning_rate=0.1,
     attempts=10,
+    usage=("""curl -d '{"instances": [[0, 1], [1, 1]]}' URL""",),
 )

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from deploy.image import TARGETS, Build
 from loadtest.digits import Digit
 from loadtest.digits import load as load_digits
+from tests.checkout import copy_repository
 from tests.deploy.cluster import Cluster
 from tests.deploy.containers import Pod, image_of
 from tests.deploy.engine import BASE, engine, inspect, pip_options, podman
@@ -55,12 +55,7 @@ def context(options: list[str], store: Path, tmp_path_factory: pytest.TempPathFa
     """
     assert options
     copied = tmp_path_factory.mktemp("context")
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (copied / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copied / name)
+    copy_repository(copied)
     for model in MODELS:
         shutil.copy2(store / f"{model}.mar", copied / "model_store")
     return copied

@@ -1,4 +1,4 @@
-"""What a batch is: whatever has arrived while the worker was busy."""
+"""A batch is whatever has arrived while the worker was busy."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +18,8 @@ def ask(url: str) -> str:
     return response.text
 
 
-def test_a_batch_is_what_has_arrived_and_waits_for_nobody(tmp_path: Path) -> None:
-    """With a batch delay of 10 minutes, that any request is answered shows that none waits."""
+def test_a_batch_does_not_wait_for_more_requests(tmp_path: Path) -> None:
+    """The batch delay is 10 minutes: an answer shows that its batch has not waited."""
     foreign(tmp_path, "counting", COUNTING_HANDLER, DELAY.format(milliseconds=600_000))
     with serving(tmp_path) as server, ThreadPoolExecutor(12) as pool:
         url = server.url("counting")
@@ -33,7 +33,7 @@ def test_a_batch_is_what_has_arrived_and_waits_for_nobody(tmp_path: Path) -> Non
         assert sorted(other.result() for other in others) == ["3"] * 3 + ["8"] * 8
 
 
-def test_waiting_is_a_setting(tmp_path: Path) -> None:
+def test_waiting_can_be_configured(tmp_path: Path) -> None:
     foreign(tmp_path, "counting", COUNTING_HANDLER, DELAY.format(milliseconds=2_000))
     with serving(tmp_path, WAIT_FOR_BATCH="true") as server, ThreadPoolExecutor(2) as pool:
         (server.temporary / "logs" / "open").touch()

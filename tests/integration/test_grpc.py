@@ -96,12 +96,12 @@ class TestTorchServe:
         answer = clients.predict("xor", b'{"instances": [[0, 1], [1, 1]]}')
         assert [prediction["label"] for prediction in answer["predictions"]] == [1, 0]
 
-    def test_a_bad_request_says_what_was_wrong(self, clients: Clients) -> None:
+    def test_a_bad_request_is_explained(self, clients: Clients) -> None:
         answer = clients.predict("xor", b'{"instances": [[0]]}')
         assert answer["code"] == 400
         assert answer["message"] == "instances[0]: expected 2 numbers, got 1"
 
-    def test_a_model_that_there_is_not(self, clients: Clients) -> None:
+    def test_an_unknown_model(self, clients: Clients) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             clients.predict("none", b"{}")
         assert "none" in caught.value.details()
@@ -142,7 +142,7 @@ class TestInferences:
                 assert [2, *seen.shape[1:]] == [2, *said.shape[1:]]
                 assert (seen.shape[0], said.shape[0]) == (2, -1)
 
-    def test_a_bad_tensor_says_what_was_wrong_and_costs_no_worker(self, clients: Clients) -> None:
+    def test_a_bad_tensor_is_explained_and_does_not_end_the_worker(self, clients: Clients) -> None:
         workers = {process.pid for process in clients.server.family()}
         for arguments, fields, message in (
             (

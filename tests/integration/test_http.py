@@ -1,4 +1,4 @@
-"""Contract 2 over HTTP, against the real server."""
+"""Prediction requests over HTTP, against the real server."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import requests
 import torch
 from PIL import Image
 
-from tests.images import b64, dark_on_light, encode, picture, png
+from tests.images import b64, dark_on_light, dearest_png, encode, picture, png
 from tests.serving import ServerProcess
 from training.data import Data
 
@@ -35,7 +35,7 @@ def seven(mnist_data: Data) -> torch.Tensor:
 
 class TestAccepted:
     @pytest.mark.parametrize("content_type", ["image/png", "application/json", "text/plain", "a/b"])
-    def test_an_image_whatever_the_content_type(
+    def test_an_image_with_any_content_type(
         self, server: ServerProcess, seven: torch.Tensor, content_type: str
     ) -> None:
         response = post(server, "mnist", png(seven), headers={"Content-Type": content_type})
@@ -80,14 +80,14 @@ class TestAccepted:
     def test_the_version_in_the_path(self, server: ServerProcess, seven: torch.Tensor) -> None:
         assert labels(post(server, "mnist/1.0", png(seven))) == [7]
 
-    def test_instances_of_both_kinds_in_order(
+    def test_both_kinds_of_instances_in_order(
         self, server: ServerProcess, mnist_data: Data
     ) -> None:
         images, expected = mnist_data.test.x[:20], mnist_data.test.y[:20].tolist()
         instances = [b64(png(x)) if i % 2 else x.tolist() for i, x in enumerate(images)]
         assert labels(post(server, "mnist", {"instances": instances})) == expected
 
-    def test_the_same_picture_in_every_kind_has_the_same_numbers(
+    def test_a_picture_has_the_same_numbers_in_every_form(
         self, server: ServerProcess, seven: torch.Tensor
     ) -> None:
         floats = [[level + 0.0 for level in row] for row in seven.tolist()]
@@ -125,7 +125,7 @@ class TestAccepted:
         expected = [number for row in rows for number in row["probabilities"]]
         assert probabilities["data"] == pytest.approx(expected, abs=1e-6)
 
-    def test_as_many_instances_as_are_allowed(self, server: ServerProcess) -> None:
+    def test_the_largest_number_of_instances(self, server: ServerProcess) -> None:
         corners = [[i // 2 % 2, i % 2] for i in range(1024)]
         expected = [a ^ b for a, b in corners]
         assert labels(post(server, "xor", {"instances": corners})) == expected
@@ -139,12 +139,15 @@ class TestAccepted:
             assert len(prediction["probabilities"]) == 2
             assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-6)
 
-    def test_numbers_beyond_float32_have_an_answer(self, server: ServerProcess) -> None:
-        response = post(server, "xor", {"instances": [[1e300, -1e300], [1e39, 1]]})
+    def test_large_numbers(self, server: ServerProcess) -> None:
+        response = post(server, "xor", {"instances": [[1e30, -1e30], [-1e6, 1]]})
         for prediction in response.json()["predictions"]:
             assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-6)
 
-    def test_json_whatever_the_content_type(self, server: ServerProcess) -> None:
+    def test_the_largest_picture(self, server: ServerProcess) -> None:
+        assert len(labels(post(server, "mnist", dearest_png()))) == 1
+
+    def test_json_with_any_content_type(self, server: ServerProcess) -> None:
         body = json.dumps({"instances": [[0, 1]]})
         for content_type in ("text/plain", "application/octet-stream"):
             response = post(server, "xor", body, headers={"Content-Type": content_type})
@@ -156,8 +159,8 @@ class TestAccuracy:
         images, expected = mnist_data.test.x[:300], mnist_data.test.y[:300].tolist()
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda x: labels(post(server, "mnist", png(x)))[0], images))
-        right = sum(a == e for a, e in zip(answers, expected, strict=True))
-        assert right >= 297
+        correct = sum(a == e for a, e in zip(answers, expected, strict=True))
+        assert correct >= 297
 
     @pytest.mark.parametrize(
         "transform",
@@ -173,7 +176,7 @@ class TestAccuracy:
             pytest.param(lambda d: d.resize((280, 280)).convert("RGB"), id="light on dark"),
         ],
     )
-    def test_pictures_that_are_not_in_the_form_of_mnist(
+    def test_pictures_in_other_forms_than_that_of_mnist(
         self,
         server: ServerProcess,
         mnist_data: Data,
@@ -186,14 +189,22 @@ class TestAccuracy:
             for start in range(0, len(instances), 10)
             for label in labels(post(server, "mnist", {"instances": instances[start : start + 10]}))
         ]
-        right = sum(a == e for a, e in zip(answers, expected, strict=True))
-        assert right >= 97
+        correct = sum(a == e for a, e in zip(answers, expected, strict=True))
+        assert correct >= 97
 
 
 def huge_png(width: int, height: int) -> bytes:
     return encode(Image.new("1", (width, height)))
 
 
+def specks() -> bytes:
+    page = Image.new("L", (1000, 1000), 255)
+    page.putpixel((200, 200), 0)
+    page.putpixel((800, 800), 0)
+    return encode(page)
+
+
+TENSOR = {"name": "x", "shape": [1, 2], "datatype": "FP32"}
 REFUSED: list[tuple[str, Any, int, str]] = [
     ("xor", {"instances": [[0, 1], [1, 2, 3]]}, 400, "instances[1]: expected 2 numbers, got 3"),
     ("xor", {"instances": [[0, "1"]]}, 400, "instances[0][1]: expected a number, got a string"),
@@ -207,7 +218,10 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("xor", [[0, 1]], 400, 'expected a JSON object with "instances"'),
     ("xor", b'{"instances": [[0, NaN]]}', 400, "NaN is not a JSON number"),
     ("xor", b'{"instances": [[0, -Infinity]]}', 400, "-Infinity is not a JSON number"),
-    ("xor", b'{"instances": [[0, 1e999]]}', 400, "expected a finite number, got inf"),
+    ("xor", b'{"instances": [[0, 1e999]]}', 400, "expected a finite number in float32's range"),
+    ("xor", {"instances": [[1e300, 1]]}, 400, "-3.4e+38 to 3.4e+38, got 1e+300"),
+    ("xor", {"instances": [[3e38, -3e38]]}, 400, "the model overflows float32 on these numbers"),
+    ("xor", {"inputs": [TENSOR | {"data": [0, -1e39]}]}, 400, "inputs[0].data[1]: expected a fin"),
     ("xor", b'{"instances": [[0, 1' + b"0" * 400 + b"]]}", 400, "expected a finite number"),
     ("xor", b'{"instances": [[0, 1' + b"0" * 5000 + b"]]}", 400, "not valid JSON"),
     ("xor", b'{"instances": [[0, 1]', 400, "not valid JSON"),
@@ -218,6 +232,7 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("mnist", b"\x89PNG" + b"\0" * (1 << 20), 413, "the body is over the limit"),
     ("mnist", huge_png(4097, 10), 413, "the image is 4097x10; the limit is 4096 pixels a side"),
     ("mnist", huge_png(10, 60_000), 413, "the image is 10x60000"),
+    ("mnist", {"instances": [b64(huge_png(4096, 4096))] * 2}, 413, "the limit of a request is 167"),
     ("mnist", {"instances": [b64(huge_png(5000, 5000))]}, 413, "instances[0].b64: the image is"),
     ("mnist", b"not an image", 415, "not JSON and not a supported image: expected one of PNG"),
     ("mnist", encode(Image.new("L", (28, 28)), "TIFF"), 415, "not a supported image"),
@@ -230,6 +245,7 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("mnist", {"instances": [[[0] * 27 + [256]] * 28]}, 400, "a number from 0 to 255, got 256"),
     ("mnist", {"instances": [[[0] * 27 + [-1]] * 28]}, 400, "a number from 0 to 255, got -1"),
     ("mnist", huge_png(100, 100), 400, "the image is blank"),
+    ("mnist", specks(), 400, "the image is blank"),
     ("mnist", encode(Image.new("L", (28, 28), 9)), 400, "the image is blank"),
     ("mnist", encode(Image.new("RGBA", (50, 50))), 400, "the image is blank"),
     ("mnist", encode(Image.effect_noise((90, 90), 60))[:900], 400, "cannot be decoded"),
@@ -244,7 +260,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("model", "body", "code", "message"), REFUSED, ids=[row[3][:50] for row in REFUSED]
     )
-    def test_with_the_code_and_the_reason(
+    def test_with_a_status_and_a_reason(
         self, server: ServerProcess, model: str, body: Any, code: int, message: str
     ) -> None:
         response = post(server, model, body)
@@ -266,7 +282,7 @@ class TestRefused:
         assert labels(post(server, "xor", b'{"instances": [[0, 1]]}', headers=headers)) == [1]
         assert labels(post(server, "mnist", png(seven), headers=headers)) == [7]
 
-    def test_a_body_beyond_what_the_frontend_takes_in(self, server: ServerProcess) -> None:
+    def test_a_body_beyond_the_limit_of_the_frontend(self, server: ServerProcess) -> None:
         assert post(server, "mnist", b"x" * (20 << 20)).status_code == 413
 
     @pytest.mark.parametrize(
@@ -285,7 +301,9 @@ class TestRefused:
 
 
 class TestTogether:
-    def test_bad_requests_harm_no_neighbour(self, server: ServerProcess, mnist_data: Data) -> None:
+    def test_bad_requests_do_not_harm_their_neighbours(
+        self, server: ServerProcess, mnist_data: Data
+    ) -> None:
         good = [png(image) for image in mnist_data.test.x[:40]]
         alone = [post(server, "mnist", body).json()["predictions"][0] for body in good]
         bad = [(body, code) for model, body, code, _ in REFUSED if model == "mnist"]

@@ -146,3 +146,14 @@ def test_a_jvm_that_stands_still(server: ServerProcess) -> None:
 def test_no_process_and_no_file_is_left(server: ServerProcess) -> None:
     server.process.kill()
     wait_until(lambda: not server.family())
+
+
+def test_a_restart_serves_what_was_served_whatever_the_store_holds_now(tmp_path: Path) -> None:
+    foreign(tmp_path, "poisoned", POISONED_HANDLER, "batchSize: 1\n")
+    with serving(tmp_path) as server:
+        (tmp_path / "poisoned.mar").write_bytes(b"half of an archive")
+        (java,) = [p for p in server.family() if p.name() == "java"]
+        java.kill()
+        wait_until(lambda: server.metric("serving_torchserve_starts_total") == 2)
+        server.wait_until_ready()
+        assert requests.post(server.url("poisoned"), data="x", timeout=60).text == "fine"

@@ -1,4 +1,4 @@
-"""An unpacked archive with an untrained network: all that the handler needs, in no time."""
+"""Unpacked archives with an untrained network, which are all that a handler needs."""
 
 import hashlib
 from collections.abc import Callable
@@ -49,13 +49,16 @@ def make_card(name: str, torchscript: bytes = b"", **changes: Any) -> ModelCard:
 
 
 class Context:
-    """What a handler uses of TorchServe's context."""
+    """The part of TorchServe's context that a handler uses."""
 
     def __init__(self, directory: Path, size: int = 0) -> None:
         self.system_properties: dict[str, Any] = {"model_dir": str(directory), "gpu_id": None}
         self.codes = [200] * size
         self.content_types = [""] * size
-        self.headers = [{"Host": "localhost"} for _ in range(size)]
+        self.response_headers: list[dict[str, str]] = [{} for _ in range(size)]
+        self.headers = [
+            {"Host": "localhost", "X-Request-Id": f"id-{index}"} for index in range(size)
+        ]
 
     def get_all_request_header(self, index: int) -> dict[str, str]:
         return self.headers[index]
@@ -64,13 +67,16 @@ class Context:
         assert phrase
         self.codes[index] = code
 
+    def set_response_header(self, index: int, key: str, value: str) -> None:
+        self.response_headers[index][key] = value
+
     def set_response_content_type(self, index: int, value: str) -> None:
         self.content_types[index] = value
 
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
-    """Where handlers register their metrics, instead of in the one of the process."""
+    """A registry of handlers' metrics, in place of the process-wide one."""
     registry = CollectorRegistry()
     monkeypatch.setattr("handler.batching.Metrics", partial(Metrics, registry=registry))
     return registry
@@ -80,7 +86,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
 def loaded(
     tmp_path: Path, registry: CollectorRegistry
 ) -> Callable[[type[BatchHandler], str], BatchHandler]:
-    """Makes a handler that has loaded an untrained network of the model named."""
+    """Make handlers that have loaded an untrained network of the named model."""
 
     def load(handler_type: type[BatchHandler], name: str) -> BatchHandler:
         torch.manual_seed(0)

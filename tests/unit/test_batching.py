@@ -5,24 +5,38 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from prometheus_client import CollectorRegistry
 
-from handler.batching import BatchHandler, Query, queued
-from handler.card import TORCHSCRIPT_FILE
+from handler.allowance import Allowance
+from handler.batching import BatchHandler, Query, headers_of, id_of, is_http, queued
+from handler.card import CARD_FILE, TORCHSCRIPT_FILE
+from handler.images import Picture
 from handler.mnist import MnistHandler
 from handler.scripted import CpuForward
 from handler.xor import XorHandler
-from tests.images import b64, png
-from tests.unit.conftest import Context
+from tests.images import b64, dark_on_light, dearest_png, encode, picture, png
+from tests.unit.conftest import Context, make_card
+from training.export import ServedModel, to_torchscript
 
 Load = Callable[[type[BatchHandler], str], BatchHandler]
 
 
 def ask(handler: BatchHandler, *bodies: Any) -> list[tuple[int, dict[str, Any]]]:
-    """Status and answer of each body, sent as one batch."""
+    """Send bodies as one batch, and return the status and document of each answer."""
     context = Context(Path(), len(bodies))
     answers = handler.handle([{"body": body} for body in bodies], context)
     assert context.content_types == ["application/json"] * len(bodies)
-    return [(c, json.loads(a)) for c, a in zip(context.codes, answers, strict=True)]
+    for code, headers in zip(context.codes, context.response_headers, strict=True):
+        assert headers.keys() == ({"Retry-After"} if code == 503 else set())
+    return [(c, strict_json(a)) for c, a in zip(context.codes, answers, strict=True)]
+
+
+def strict_json(text: bytes) -> Any:
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def noise(count: int) -> torch.Tensor:
@@ -30,7 +44,7 @@ def noise(count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8, generator=generator)
 
 
-def test_each_request_is_answered_in_its_place(loaded: Load) -> None:
+def test_answers_keep_the_order_of_requests(loaded: Load) -> None:
     handler = loaded(XorHandler, "xor")
     good = b'{"instances": [[0, 1], [1, 1]]}'
     answers = ask(handler, good, b"{", good, b'{"instances": [[1]]}', b'{"instances": [[0, 0]]}')
@@ -41,7 +55,7 @@ def test_each_request_is_answered_in_its_place(loaded: Load) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7, 64, CpuForward.max_batch + 3])
-def test_the_batch_does_not_change_the_numbers(loaded: Load, size: int) -> None:
+def test_numbers_do_not_depend_on_the_batch(loaded: Load, size: int) -> None:
     handler = loaded(MnistHandler, "mnist")
     bodies = [png(image) for image in noise(size)]
     alone = [ask(handler, body)[0][1]["predictions"][0] for body in bodies[:8]]
@@ -54,33 +68,34 @@ def test_the_batch_does_not_change_the_numbers(loaded: Load, size: int) -> None:
         assert prediction["probabilities"] == pytest.approx(one["probabilities"], abs=1e-6)
 
 
-def test_a_batch_without_a_good_request(loaded: Load) -> None:
+def test_a_batch_of_bad_requests(loaded: Load) -> None:
     answers = ask(loaded(XorHandler, "xor"), b"", b"[]")
     assert [code for code, _ in answers] == [400, 400]
 
 
-def test_a_defect_found_by_one_request_stays_with_it(
+def test_a_handler_defect_fails_only_the_request_that_meets_it(
     loaded: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = loaded(XorHandler, "xor")
     parse = handler.parse
 
-    def defective(request: Any) -> Query:
+    def defective(request: Any, headers: Any) -> Query:
         if request["body"] == b"trigger":
             raise ZeroDivisionError
-        return parse(request)
+        return parse(request, headers)
 
     monkeypatch.setattr(handler, "parse", defective)
     answers = ask(handler, b'{"instances": [[0, 1]]}', b"trigger")
     assert [code for code, _ in answers] == [200, 500]
     assert "ZeroDivisionError" in caplog.text
+    assert "request id-1 of model xor could not be parsed" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("failure", "code"),
     [(RuntimeError("x"), 500), (torch.OutOfMemoryError("x"), 507), (MemoryError(), 507)],
 )
-def test_a_forward_that_fails_is_no_overload_and_ends_no_worker(
+def test_a_failed_forward_is_not_an_overload_and_does_not_end_the_worker(
     loaded: Load, monkeypatch: pytest.MonkeyPatch, failure: Exception, code: int
 ) -> None:
     handler = loaded(XorHandler, "xor")
@@ -96,8 +111,8 @@ def test_a_forward_that_fails_is_no_overload_and_ends_no_worker(
     assert ask(handler, good)[0][0] == 200
 
 
-def test_a_body_that_the_server_has_decoded_already(loaded: Load) -> None:
-    """A TorchServe with its default configuration decodes JSON, and text, before the handler."""
+def test_a_body_that_torchserve_has_decoded(loaded: Load) -> None:
+    """By default TorchServe decodes JSON and text before the handler."""
     handler = loaded(MnistHandler, "mnist")
     (image,) = noise(1)
     document = {"instances": [b64(png(image)), image.tolist()]}
@@ -107,7 +122,7 @@ def test_a_body_that_the_server_has_decoded_already(loaded: Load) -> None:
     assert [code for code, _ in ask(handler, [1], 5, None, "text")] == [400, 400, 400, 415]
 
 
-def test_a_torchscript_that_is_not_the_archived_one(loaded: Load, tmp_path: Path) -> None:
+def test_an_altered_torchscript_is_not_loaded(loaded: Load, tmp_path: Path) -> None:
     handler = loaded(XorHandler, "xor")
     with (tmp_path / TORCHSCRIPT_FILE).open("ab") as file:
         file.write(b"\0")
@@ -115,7 +130,7 @@ def test_a_torchscript_that_is_not_the_archived_one(loaded: Load, tmp_path: Path
         handler.initialize(Context(tmp_path))
 
 
-def test_an_error_that_came_by_grpc_reads_as_an_answer(loaded: Load) -> None:
+def test_an_error_for_a_grpc_request_reads_as_an_answer(loaded: Load) -> None:
     handler = loaded(XorHandler, "xor")
     context = Context(Path(), 2)
     context.headers[1] = {}
@@ -126,20 +141,150 @@ def test_an_error_that_came_by_grpc_reads_as_an_answer(loaded: Load) -> None:
     assert by_grpc.keys() >= {"id", "model_name", "model_version"}
 
 
+class Logarithm(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.log()
+
+
+def load_network(directory: Path, network: torch.nn.Module) -> BatchHandler:
+    """Load a network that takes two numbers to two logits."""
+    served = ServedModel(torch.nn.Identity(), network, torch.nn.Softmax(dim=1)).eval()
+    content = to_torchscript(served, torch.ones(3, 2))
+    (directory / TORCHSCRIPT_FILE).write_bytes(content)
+    (directory / CARD_FILE).write_text(make_card("xor", content).to_json())
+    handler = XorHandler()
+    handler.initialize(Context(directory))
+    return handler
+
+
+TENSOR = {"name": "x", "shape": [1, 2], "datatype": "FP32"}
+
+
 @pytest.mark.parametrize(
-    ("headers", "expected"),
+    "body",
     [
-        ({"X-Request-Start": "t=99.5"}, 0.5),
-        ({"x-request-start": "t=100"}, 0.0),
-        ({"X-REQUEST-START": "99"}, 1.0),
-        ({"X-Request-Start": "t=101"}, None),
-        ({"X-Request-Start": "t=nan"}, None),
-        ({"X-Request-Start": "t=-9e9"}, None),
-        ({"X-Request-Start": "soon"}, None),
-        ({}, None),
+        {"instances": [[-1, 1]]},
+        {"instances": [[1, 1], [-1, 1]]},
+        {"inputs": [TENSOR | {"data": [-1, 1]}]},
     ],
 )
-def test_how_long_a_request_was_under_way(headers: dict[str, str], expected: float | None) -> None:
+def test_nan_output_fails_its_request_only(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, body: Any
+) -> None:
+    handler = load_network(tmp_path, Logarithm())
+    good = {"instances": [[1, 3]]}
+    answers = ask(handler, good, body, good)
+    assert [code for code, _ in answers] == [200, 500, 200]
+    assert answers[1][1]["message"] == "the model's output for this request is not finite"
+    assert "model xor 1.0: the output for request id-1 is not finite" in caplog.text
+    for _, answer in (answers[0], answers[2]):
+        assert answer["predictions"][0]["probabilities"] == pytest.approx([0.25, 0.75])
+    labels = {"model": "xor", "version": "1.0"}
+    assert registry.get_sample_value("inference_instances_total", labels) == 2
+    assert registry.get_sample_value("inference_confidence_ratio_sum", labels) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"instances": [[0, 1], [-3e38, -3e38]]}, {"inputs": [TENSOR | {"data": [3e38, 3e38]}]}],
+)
+@pytest.mark.usefixtures("registry")
+def test_numbers_that_overflow_inside_the_model_are_a_bad_request(
+    tmp_path: Path, body: Any
+) -> None:
+    network = torch.nn.Linear(2, 2)
+    network.weight.data = torch.tensor([[4.0, -4.0], [-4.0, 4.0]])
+    handler = load_network(tmp_path, network)
+    bad, good = ask(handler, body, {"instances": [[0, 1]]})
+    assert (bad[0], good[0]) == (400, 200)
+    assert "overflows float32 on these numbers, of which the largest is 3e+38" in bad[1]["message"]
+
+
+PAGE = encode(dark_on_light(Image.new("L", (900, 2000), 255), (4096, 4096), (999, 99)).convert("1"))
+
+
+def test_the_pixel_budget_of_a_request(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is checked before any pixel is decoded, and one picture of the largest size fits."""
+    handler = loaded(MnistHandler, "mnist")
+    digit = png(noise(1)[0])
+    assert ask(handler, PAGE)[0][0] == 200
+    assert ask(handler, {"instances": [b64(digit), b64(PAGE), noise(1)[0].tolist()]})[0][0] == 200
+    assert isinstance(handler, MnistHandler)
+    handler.allowance._paid_off = 1e12  # overloaded or not
+    monkeypatch.setattr(Picture, "decode", lambda _: pytest.fail("decoded"))
+    small = encode(Image.linear_gradient("L").resize((100, 10)))
+    answers = ask(handler, {"instances": [b64(PAGE), b64(digit), b64(small)]}, digit)
+    assert [code for code, _ in answers] == [413, 200]
+    assert answers[0][1]["message"] == (
+        "instances[2].b64: the images up to this one have 16778216 pixels; the limit of a request "
+        "is 16777216"
+    )
+
+
+def test_dear_requests_beyond_the_allowance_are_put_off(loaded: Load) -> None:
+    """A batch decodes one; what is cheap is answered all the same, with the same numbers."""
+    handler = loaded(MnistHandler, "mnist")
+    assert isinstance(handler, MnistHandler)
+    dear, digit = dearest_png(2048), png(noise(1)[0])
+    canvas = encode(dark_on_light(picture(noise(1)[0]), (400, 400), (99, 99)))
+    alone = [ask(handler, body)[0][1]["predictions"][0] for body in (digit, canvas)]
+    # The first picture is seen to take 5 s, and the others are looked at a second later.
+    times = iter([0.0, 0.0, 5.0, *[6.0] * 3])
+    handler.allowance = Allowance(times.__next__)
+    answers = ask(handler, dear, dear, digit, {"instances": [b64(dear)]}, canvas, dear)
+    assert [code for code, _ in answers] == [200, 503, 200, 503, 200, 503]
+    for (_, answer), prediction in zip((answers[2], answers[4]), alone, strict=True):
+        probabilities = answer["predictions"][0]["probabilities"]
+        assert probabilities == pytest.approx(prediction["probabilities"], abs=1e-6)
+    assert answers[1][1]["type"] == "ServiceUnavailableException"
+    assert "retry after 4 s" in answers[1][1]["message"]
+
+
+def test_many_small_pictures_are_put_off_before_all_headers_are_read(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = loaded(MnistHandler, "mnist")
+    assert isinstance(handler, MnistHandler)
+    handler.allowance._paid_off = 1e12
+    small = encode(dark_on_light(picture(noise(1)[0]), (40, 40), (6, 6)))
+    opened: list[bytes] = []
+    open_picture = Picture.__init__
+
+    def count(found: Picture, data: bytes) -> None:
+        opened.append(data)
+        open_picture(found, data)
+
+    monkeypatch.setattr(Picture, "__init__", count)
+    answers = ask(handler, {"instances": [b64(small)] * 1024}, png(noise(1)[0]))
+    assert [code for code, _ in answers] == [503, 200]
+    assert len(opened) == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("t=1999999999.5", 0.5),
+        ("t=2000000000", 0.0),
+        ("1999999999", 1.0),
+        ("t=1999999999500", 0.5),
+        ("t=1999999999500000", 0.5),
+        ("t=2000000001", None),
+        ("t=nan", None),
+        ("t=-9e9", None),
+        ("t=1.5", None),
+        ("soon", None),
+    ],
+)
+def test_queued_seconds(value: str, expected: float | None) -> None:
+    assert queued({"x-request-start": value}, now=2e9) == expected
+
+
+def test_headers_of_any_case() -> None:
     context = Context(Path(), 1)
-    context.headers = [headers]
-    assert queued(context, 0, now=100.0) == expected
+    context.headers = [{"X-Request-ID": "a", "HOST": "b"}]
+    headers = headers_of(context, 0)
+    assert headers == {"x-request-id": "a", "host": "b"}
+    assert queued(headers, now=2e9) is None
+    assert id_of(headers) == "a"
+    assert is_http(headers)
+    assert not is_http({"grpc": "x"})

@@ -1,4 +1,4 @@
-"""What the documents point at is there."""
+"""Links and commands in the documents lead somewhere."""
 
 import re
 from pathlib import Path
@@ -7,21 +7,27 @@ import pytest
 
 from tests.serving import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "model_store" / "README.md", *ROOT.glob("deploy/**/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), ROOT / "model_store" / "README.md", *ROOT.glob("deploy/**/*.md")]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def anchors(text: str) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """Those that GitHub makes of headings."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_links(file: Path) -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", file.read_text()):
-        if link.startswith("https://"):
-            continue
-        path, _, anchor = link.partition("#")
-        target = file.parent / path if path else file
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target.read_text()), link
+class TestDocument:
+    def test_links(self, file: Path) -> None:
+        for link in re.findall(r"\]\(([^)]+)\)", file.read_text()):
+            if link.startswith("https://"):
+                continue
+            path, _, anchor = link.partition("#")
+            target = file.parent / path if path else file
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text()), link
+
+    def test_make_targets(self, file: Path) -> None:
+        found = re.findall(r"(?:`|^\$ )make ([a-z-]+)", file.read_text(), re.MULTILINE)
+        assert set(found) <= TARGETS

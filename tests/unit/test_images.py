@@ -1,17 +1,18 @@
 import contextlib
 import io
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
-from handler import images
 from handler.errors import PayloadTooLargeError, RequestError, UnsupportedMediaTypeError
-from tests.images import dark_on_light, encode, picture, png
+from handler.images import Picture, decode_plain
+from tests.images import dark_on_light, dearest_png, encode, picture, png
 
 
 def decode(data: bytes | bytearray) -> torch.Tensor:
-    pixels = images.decode(data)
+    pixels = decode_plain(data) or Picture(data).decode()
     assert pixels.typecode == "B"
     return torch.frombuffer(pixels, dtype=torch.uint8).reshape(28, 28)
 
@@ -36,13 +37,13 @@ def similarity(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).double())[0, 1])
 
 
-def test_28x28_grayscale_is_left_as_it_is(seven: torch.Tensor) -> None:
+def test_28x28_grayscale_is_unchanged(seven: torch.Tensor) -> None:
     assert decode(png(seven)).equal(seven)
     assert decode(png(255 - seven)).equal(255 - seven)
     assert decode(encode(picture(seven), "BMP")).equal(seven)
 
 
-def test_one_bit_28x28_is_left_as_it_is(seven: torch.Tensor) -> None:
+def test_one_bit_28x28_is_unchanged(seven: torch.Tensor) -> None:
     bits = picture(seven).point([255 * (v > 99) for v in range(256)]).convert("1")
     assert decode(encode(bits)).equal(torch.where(seven > 99, 255, 0).to(torch.uint8))
 
@@ -92,12 +93,32 @@ def test_sixteen_bits(seven: torch.Tensor) -> None:
     assert similarity(decode(encode(deep)), expected) > 0.99
 
 
-def test_the_orientation_of_a_photograph(seven: torch.Tensor) -> None:
-    upright = dark_on_light(picture(seven).resize((200, 200)), (300, 250), (60, 20))
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+def test_the_orientation_of_a_photograph(
+    seven: torch.Tensor, format_: str, orientation: int
+) -> None:
+    photograph = dark_on_light(picture(seven).resize((200, 200)), (300, 250), (60, 20))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    lying = encode(upright.rotate(90, expand=True), "JPEG", exif=exif, quality=95)
-    assert similarity(decode(lying), decode(encode(upright))) > 0.99
+    exif[0x0112] = orientation
+    stored = encode(photograph, format_, exif=exif, quality=95)
+    with Image.open(io.BytesIO(stored)) as image:
+        upright = ImageOps.exif_transpose(image)
+    upright.info.clear()
+    assert similarity(decode(stored), decode(encode(upright))) > 0.99
+
+
+def test_an_orientation_that_cannot_be_read(seven: torch.Tensor) -> None:
+    for exif in (b"Exif\0\0", b"Exif\0\0II*\0\xff\0\0\0", b"Exif\0\0MM\0*" + bytes(9)):
+        data = encode(dark_on_light(picture(seven), (40, 40), (6, 6)), "JPEG", exif=exif)
+        with contextlib.suppress(RequestError):
+            assert decode(data).shape == (28, 28)
+
+
+def test_a_28x28_photograph_is_not_taken_for_grayscale(seven: torch.Tensor) -> None:
+    photograph = dark_on_light(picture(seven), (28, 28), (0, 0))
+    lossy = decode(encode(photograph, "JPEG", quality=95))
+    assert similarity(lossy, decode(encode(photograph))) > 0.95
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
@@ -111,6 +132,37 @@ def test_paper_grain_alone_is_blank() -> None:
     grain = Image.effect_noise((200, 200), 3)
     with pytest.raises(RequestError, match="blank"):
         decode(encode(grain))
+
+
+@pytest.mark.parametrize(("side", "speck"), [(4096, 1), (4096, 2), (4096, 6), (1500, 2), (500, 1)])
+def test_two_specks_far_apart_are_blank(side: int, speck: int) -> None:
+    page = Image.new("L", (side, side), 255)
+    for at in (side // 4, side * 3 // 4):
+        page.paste(0, (at, at, at + speck, at + speck))
+    with pytest.raises(RequestError, match="blank"):
+        decode(encode(page))
+
+
+@pytest.mark.parametrize("side", [1000, 2047, 4096])
+def test_a_hairline_is_ink(side: int) -> None:
+    page = Image.new("L", (side, side), 255)
+    ImageDraw.Draw(page).line([(9, 9), (side - 9, 9), (side // 2, side - 9)], fill=0, width=1)
+    assert decode(encode(page)).max() == 255
+
+
+@pytest.mark.parametrize("digit_side", [28, 300, 3000])
+def test_a_digit_of_any_size_on_a_large_page(seven: torch.Tensor, digit_side: int) -> None:
+    digit = picture(seven).resize((digit_side, digit_side))
+    page = encode(dark_on_light(digit, (4096, 4096), (900, 500)))
+    alone = encode(dark_on_light(digit, (digit_side, digit_side), (0, 0)))
+    assert similarity(decode(page), decode(alone)) > 0.99
+
+
+def test_a_digit_in_the_corner_of_a_large_page(seven: torch.Tensor) -> None:
+    cropped = picture(seven).crop((7, 4, 22, 23))
+    page = encode(dark_on_light(cropped, (4096, 4096), (4096 - cropped.width, 0)))
+    alone = encode(dark_on_light(cropped, (40, 40), (9, 9)))
+    assert similarity(decode(page), decode(alone)) > 0.99
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "BMP", "GIF", "WEBP"])
@@ -132,11 +184,91 @@ def test_every_flipped_byte_is_refused_or_read(seven: torch.Tensor) -> None:
                 assert decode(damaged).shape == (28, 28)
 
 
+def test_a_gif_that_asks_for_memory_in_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would fill the area of a frame whose disposal is to restore the background."""
+    data = bytearray(encode(Image.new("P", (40, 40)), "GIF", disposal=2, save_all=True, loop=1))
+    frame = data.index(b",\0\0\0\0\x28\0\x28\0")
+    data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
+    monkeypatch.setattr("PIL.Image.core.fill", lambda *_: pytest.fail("filled"))
+    with pytest.raises(PayloadTooLargeError, match="65535x65535"):
+        Picture(data)
+
+
+def test_a_png_without_its_palette(seven: torch.Tensor) -> None:
+    data = encode(dark_on_light(picture(seven), (40, 40), (6, 6)).quantize())
+    with pytest.raises(RequestError, match="the PNG image cannot be decoded"):
+        decode(data.replace(b"PLTE", b"PLTX"))
+
+
 def test_the_size_is_checked_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(Image.new("1", (4097, 1)))
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     with pytest.raises(PayloadTooLargeError, match="4097x1"):
         decode(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "bytes_a_pixel"),
+    [
+        (encode(Image.new("1", (600, 400))), 1),
+        (encode(Image.new("L", (600, 400))), 1),
+        (encode(Image.new("I;16", (600, 400))), 2),
+        (encode(Image.new("RGB", (600, 400))), 3),
+        (encode(Image.new("P", (600, 400))), 4),
+        (encode(Image.new("LA", (600, 400))), 4),
+        (encode(Image.new("RGBA", (600, 400))), 4),
+        (dearest_png(490), 8),
+        (encode(Image.new("L", (600, 400)), "GIF"), 4),
+        (encode(Image.new("L", (600, 400)), "JPEG"), 4),
+        (encode(Image.new("L", (600, 400)), "WEBP"), 4),
+    ],
+)
+def test_the_work_is_told_from_the_header(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, bytes_a_pixel: int
+) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    found = Picture(data)
+    assert found.pixels in (240_000, 490 * 490)
+    assert found.work == found.pixels * bytes_a_pixel
+
+
+def test_a_file_counts_by_its_bytes_too() -> None:
+    data = encode(Image.effect_noise((500, 500), 90), "JPEG", quality=95)
+    assert Picture(data).work > 20 * Picture(data).pixels
+
+
+def test_a_jpeg_with_many_scans() -> None:
+    data = encode(Image.new("L", (40, 40)), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert decode(encode(Image.linear_gradient("L"), "JPEG", progressive=True)).max() == 255
+    with pytest.raises(PayloadTooLargeError, match=r"scans; the limit is 32"):
+        Picture(data[:-2] + scan * 30 + data[-2:])
+
+
+def test_a_run_length_encoded_bmp() -> None:
+    data = bytearray(encode(Image.new("P", (40, 40)), "BMP"))
+    data[30] = 1  # biCompression: BI_RLE8
+    with pytest.raises(UnsupportedMediaTypeError, match="the BMP is run-length encoded"):
+        Picture(data)
+
+
+def test_profiles_and_texts_of_a_png_are_not_read(seven: torch.Tensor) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("a", "b" * 10_000, zip=True)
+    options: dict[str, Any] = {"pnginfo": text, "icc_profile": bytes(1000)}
+    image = dark_on_light(picture(seven), (40, 40), (6, 6)).quantize()
+    rich = encode(image, transparency=3, **options)
+    assert Picture(rich)._image.info.keys() == {"transparency"}
+    assert decode(rich).equal(decode(encode(image, transparency=3)))
+
+
+def test_comments_of_a_gif_are_not_read(seven: torch.Tensor) -> None:
+    image = dark_on_light(picture(seven), (40, 40), (6, 6)).quantize()
+    rich = encode(image, "GIF", comment=b"a" * 1000, transparency=3, loop=2, save_all=True)
+    info = Picture(rich)._image.info
+    assert "comment" not in info
+    assert info["transparency"] == 3
+    assert decode(rich).equal(decode(encode(image, "GIF", transparency=3)))
 
 
 def test_a_format_that_is_not_listed(seven: torch.Tensor) -> None:

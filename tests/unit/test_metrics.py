@@ -1,4 +1,4 @@
-"""Metrics without processes: process ids are injected, as prometheus-client's own tests do."""
+"""Metrics without processes: process ids are injected, as in prometheus-client's own tests."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 
 class Workers:
-    """Metrics of workers whose process ids are made up."""
+    """Metrics of workers with made-up process ids."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
@@ -71,13 +71,13 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers
 
 @pytest.fixture
 def dead() -> int:
-    """A process id that was some process's and is no longer."""
+    """The id of a process that has ended."""
     process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
 
 
-def test_what_is_known_at_load_is_there_from_the_start(workers: Workers) -> None:
+def test_known_label_sets_exist_from_the_start(workers: Workers) -> None:
     workers.start(os.getpid())
     samples = workers.read()
     names = {name for name, _ in samples}
@@ -86,13 +86,13 @@ def test_what_is_known_at_load_is_there_from_the_start(workers: Workers) -> None
         assert found, name
         for pairs in found:
             assert set(pairs) == {"model", "version"} | labels
-    for code in ("200", "400", "413", "415", "500", "507"):
+    for code in ("200", "400", "413", "415", "500", "503", "507"):
         assert value(samples, "inference_requests_total", code=code) == 0
     for stage in STAGES:
         assert value(samples, "inference_stage_seconds_count", stage=stage) == 0
     for label in ("0", "1"):
         assert value(samples, "inference_predictions_total", label=label) == 0
-    for reason in ("malformed", "too_large", "unsupported_media_type"):
+    for reason in ("malformed", "too_large", "unsupported_media_type", "overload"):
         assert value(samples, "inference_rejected_total", reason=reason) == 0
     assert not [name for name in names if not name.startswith("inference_")]
     info = {"arch": "none", "device": "cpu", "sha256": make_card("xor").torchscript_sha256}
@@ -128,7 +128,7 @@ def test_a_batch_is_counted(workers: Workers) -> None:
     assert value(samples, "inference_confidence_ratio_bucket", le="1.0") == 3
 
 
-def test_many_values_are_observed_as_one_by_one() -> None:
+def test_observing_many_values_at_once_equals_one_by_one() -> None:
     numbers = [0.0, 0.1, 0.100001, 3.0, 0.5, 0.5]
     one_by_one, at_once = (
         Histogram("h", "", buckets=(0.1, 0.5, 1), registry=CollectorRegistry()) for _ in range(2)
@@ -145,7 +145,7 @@ def test_many_values_are_observed_as_one_by_one() -> None:
     assert one == many
 
 
-def test_workers_are_added_up(workers: Workers) -> None:
+def test_counts_of_workers_add_up(workers: Workers) -> None:
     for process in (os.getpid(), os.getppid()):
         workers.start(process).batch([None] * 4, [], 0.1)
     samples = workers.read()
@@ -177,7 +177,7 @@ def test_no_counter_goes_down_when_a_worker_dies(
     ]
 
 
-def test_the_model_of_a_dead_worker_is_not_served_any_more(workers: Workers, dead: int) -> None:
+def test_the_model_info_of_a_dead_worker_is_removed(workers: Workers, dead: int) -> None:
     workers.start(dead)
     values.close_all_multiprocess_files()
     assert not [name for name, _ in workers.read() if name == "inference_model_info"]

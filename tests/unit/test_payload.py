@@ -2,9 +2,11 @@ import math
 from array import array
 
 import pytest
+import torch
 
 from handler.errors import PayloadTooLargeError, RequestError
 from handler.payload import (
+    FLOAT32_MAX,
     MAX_BODY_BYTES,
     body_of,
     concatenate,
@@ -55,21 +57,25 @@ def test_parts_of_one_type_keep_it_and_others_become_float32() -> None:
     assert concatenate([numbers]) == numbers
 
 
-def test_beyond_float32_is_infinite() -> None:
-    assert parse_numbers([1e300, -1e300], (2,), None, "x").tolist() == [math.inf, -math.inf]
+def test_the_limits_of_float32_are_inclusive() -> None:
+    limits = [-FLOAT32_MAX, FLOAT32_MAX]
+    assert parse_numbers(limits, (2,), None, "x").tolist() == limits
+    assert torch.finfo(torch.float32).max == FLOAT32_MAX
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([math.nan, 0], r"x\[0\]: expected a finite number, got nan"),
-        ([0, 10**400], r"x\[1\]: expected a finite number, got 1000"),
+        ([math.nan, 0], r"x\[0\]: expected a finite number in float32's range, .*, got nan"),
+        ([0, 10**400], r"x\[1\]: expected a finite number in float32's range, .*, got 1000"),
+        ([0, -1e300], r"float32's range, -3.4e\+38 to 3.4e\+38, got -1e\+300"),
+        ([0, math.nextafter(FLOAT32_MAX, math.inf)], r"float32's range, .*, got 3.40282346638528"),
         ([0, False], r"x\[1\]: expected a number, got false"),
         ([0, {}], r"x\[1\]: expected a number, got an object"),
         ("ab", "x: expected 2 numbers, got a string"),
         (None, "x: expected 2 numbers, got null"),
     ],
 )
-def test_what_is_no_number(value: object, message: str) -> None:
+def test_what_is_not_a_number(value: object, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         parse_numbers(value, (2,), None, "x")

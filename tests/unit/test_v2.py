@@ -17,7 +17,7 @@ def document(**changes: Any) -> dict[str, Any]:
     return {"inputs": [tensor | changes]}
 
 
-def test_a_flat_and_a_nested_list_are_the_same() -> None:
+def test_a_flat_and_a_nested_list_are_equal() -> None:
     flat, id_ = v2.parse(document(), XOR)
     nested, _ = v2.parse(document(data=[[0, 1], [1.5, -1]]), XOR)
     assert id_ is None
@@ -25,7 +25,7 @@ def test_a_flat_and_a_nested_list_are_the_same() -> None:
     assert flat.typecode == "f"
 
 
-def test_bytes() -> None:
+def test_uint8() -> None:
     data = [255, 0] * 392
     instances, _ = v2.parse(document(shape=[1, 28, 28], datatype="UINT8", data=data), MNIST)
     assert instances == array("B", data)
@@ -64,7 +64,8 @@ def test_an_answer() -> None:
         ({"datatype": ["FP32"]}, "datatype: expected UINT8 or FP32"),
         ({"data": None}, "data: expected a list, got null"),
         ({"data": [0, 1, "2", 3]}, r"data\[2\]: expected a number, got a string"),
-        ({"data": [0, 1, math.inf, 3]}, r"data\[2\]: expected a finite number, got inf"),
+        ({"data": [0, 1, math.inf, 3]}, r"data\[2\]: expected a finite number .*, got inf"),
+        ({"data": [0, 1, 1e300, 3]}, r"data\[2\]: .* float32's range, .*, got 1e\+300"),
         ({"data": [[[0]], 1, 2, 3]}, r"data\[0\]: expected a number, got a list"),
         ({"datatype": "UINT8", "data": [0, 1, 256, 3]}, "whole number from 0 to 255, got 256"),
         ({"datatype": "UINT8", "data": [0, 1, 1.5, 3]}, "whole number from 0 to 255, got 1.5"),
@@ -81,7 +82,7 @@ def test_anything_but_one_tensor(inputs: Any) -> None:
         v2.parse({"inputs": inputs}, XOR)
 
 
-def test_an_id_that_is_no_string() -> None:
+def test_an_id_that_is_not_a_string() -> None:
     with pytest.raises(RequestError, match="id: expected a string, got a number"):
         v2.parse(document() | {"id": 7}, XOR)
 
@@ -91,12 +92,26 @@ def test_too_many_instances() -> None:
         v2.parse(document(shape=[1025, 2], data=[0] * 2050), XOR)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ((0, 1), "a whole number from 0 to 1, got 7"),
+        ((-5, 6.5), "a whole number from 0 to 6.5, got 7"),
+    ],
+)
+def test_bytes_out_of_the_bounds_of_the_card(bounds: tuple[float, float], message: str) -> None:
+    card = make_card("xor", input_bounds=bounds)
+    with pytest.raises(RequestError, match=rf"data\[3\]: expected {message}"):
+        v2.parse(document(datatype="UINT8", data=[0, 1, 1, 7]), card)
+    assert v2.parse(document(datatype="UINT8", data=[0, 1, 1, 0]), card)[0].tolist() == [0, 1, 1, 0]
+
+
 def test_pixels_out_of_bounds() -> None:
     with pytest.raises(RequestError, match="number from 0 to 255, got 256"):
         v2.parse(document(shape=[1, 28, 28], data=[0] * 783 + [256]), MNIST)
 
 
-def test_a_list_nested_on_purpose_takes_no_time() -> None:
+def test_a_deeply_nested_list() -> None:
     deep: Any = 0
     for _ in range(900):
         deep = [deep]
