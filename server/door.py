@@ -138,8 +138,10 @@ class Door:
     Args:
         settings: the configuration of the run.
         directory: a directory of its own, which is made here, for its configuration and sockets.
-        listeners: bound sockets by name: `inference`, and `grpc` where that is open.
+        listeners: bound sockets by name: `inference`, and where gRPC is open `grpc` and, for
+            inferences that came by it, `internal`.
         control_socket: where what needs no model is answered.
+        grpc_socket: likewise, and the Open Inference Protocol's inferences, over gRPC.
 
     Raises:
         DoorError: there is no HAProxy.
@@ -151,11 +153,13 @@ class Door:
         directory: Path,
         listeners: Mapping[str, socket.socket],
         control_socket: Path,
+        grpc_socket: Path,
     ) -> None:
         self._settings = settings
         self._directory = directory
         self._listeners = listeners
         self._control_socket = control_socket
+        self._grpc_socket = grpc_socket
         self._admin_socket = directory / "admin.sock"
         self._metrics_socket = directory / "metrics.sock"
         self._process: subprocess.Popen[str] | None = None
@@ -225,6 +229,7 @@ class Door:
             admin_socket=self._admin_socket,
             metrics_socket=self._metrics_socket,
             control_socket=self._control_socket,
+            grpc_socket=self._grpc_socket,
             inference_socket=inference_socket,
             grpc_port=grpc_port,
             token_map=token_map,

@@ -7,6 +7,7 @@ each, and front doors. Other threads only read what the loop publishes, or ask i
 import contextlib
 import ctypes
 import errno
+import os
 import shutil
 import signal
 import socket
@@ -16,12 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from server.control import ControlServer, clients_app, operators_app
+from server.control import ControlServer, Server, clients_app, operators_app
 from server.counters import Succession
 from server.door import Door, DoorError, Route, read_tokens, routes
 from server.exposition import Exposition
@@ -150,6 +151,8 @@ class Supervisor:
         self._metrics_directory = self._directory / "metrics"
         self._metrics_directory.mkdir()
         self._control_socket = self._directory / "control.sock"
+        self._grpc_socket = self._directory / "grpc.sock"
+        self._internal_socket = self._directory / "internal.sock"
         self._listeners: dict[str, socket.socket] = {}
         self._signals: list[signal.Signals] = []
         self._wake = threading.Event()
@@ -235,14 +238,24 @@ class Supervisor:
         check_distinct(list(addresses.values()))
         for name, address in addresses.items():
             self._listeners[name] = stack.enter_context(bind(address))
+        if self._settings.grpc:
+            self._listeners["internal"] = stack.enter_context(bind_unix(self._internal_socket))
 
     def _control(self, stack: contextlib.ExitStack) -> ControlServer:
-        local = stack.enter_context(socket.socket(socket.AF_UNIX))
-        local.bind(str(self._control_socket))
-        local.listen(_BACKLOG)
+        local = stack.enter_context(bind_unix(self._control_socket))
         telemetry = self._listeners.pop("telemetry")
         operators = operators_app(self, self._settings.token_file)
-        return ControlServer([(operators, telemetry), (clients_app(self), local)])
+        clients = clients_app(self, has_tokens=self._settings.token_file is not None)
+        return ControlServer([(operators, telemetry), (clients, local)], self._grpc())
+
+    def _grpc(self) -> list[Server]:
+        if not self._settings.grpc:
+            return []
+        # Its handlers for processes that fork would warn that they cannot be of use.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+        from server.grpc_api import GrpcServer  # takes 0.2 s
+
+        return [GrpcServer(self, self._grpc_socket, self._internal_socket)]
 
     def _wait_until_ready(self) -> None:
         """Wait for every model, or for a signal."""
@@ -458,6 +471,7 @@ class Supervisor:
             self._directory / f"door-{self._doors}",
             self._listeners,
             self._control_socket,
+            self._grpc_socket,
         )
         try:
             door.start(
@@ -664,23 +678,35 @@ class Supervisor:
                 return 503, {"status": "dead", "reason": reason}
         return 200, {"status": "alive"}
 
+    def inference_socket(self) -> Path | None:
+        """TorchServe's, or None before it is ready."""
+        return self._current.torchserve.inference if self._current else None
+
+    def models(self) -> list[ModelState]:
+        """Each model as it was last seen, with the reason why it cannot answer now, if any."""
+        snapshot, generation = self.snapshot, self._current
+        if generation and generation.torchserve.exit_code is not None:
+            return [replace(model, reason="TorchServe has ended") for model in snapshot.models]
+        # The door opens when the last model is ready.
+        waiting = None if generation else "the models are loading"
+        return [
+            replace(model, reason=snapshot.reason(model) or waiting) for model in snapshot.models
+        ]
+
     def readiness(self) -> tuple[int, dict[str, Any]]:
         """200 when every model has its workers and has answered; else 503, which model, and why."""
-        snapshot = self.snapshot
-        generation = self._current
-        gone = generation and generation.torchserve.exit_code is not None
+        seen = self.models()
         models: dict[str, dict[str, Any]] = {}
-        for model in snapshot.models:
-            reason = "TorchServe has ended" if gone else snapshot.reason(model)
+        for model in seen:
             state: dict[str, Any] = {
                 "version": model.archive.version,
-                "ready": reason is None,
+                "ready": model.reason is None,
                 "workers": model.workers,
                 "queued": model.queued,
             }
-            if reason:
-                state["reason"] = reason
-            several = sum(m.archive.name == model.archive.name for m in snapshot.models) > 1
+            if model.reason:
+                state["reason"] = model.reason
+            several = sum(m.archive.name == model.archive.name for m in seen) > 1
             models[model.archive.key if several else model.archive.name] = state
         door = self._door
         status = "ready"
@@ -748,6 +774,14 @@ def ignore_new_connections(listener: socket.socket) -> None:
     program = struct.pack("HP", 1, ctypes.addressof(drop_all))
     with contextlib.suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A socket that listens at a path."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(_BACKLOG)
+    return listener
 
 
 def check_distinct(addresses: list[Address]) -> None:

@@ -66,15 +66,21 @@ def check(config: str, directory: Path) -> str:
     file = directory / "haproxy.cfg"
     file.write_text(config)
     program, environment = door.find_haproxy(directory)
-    with socket.socket() as first, socket.socket() as second:
+    with (
+        socket.socket() as first,
+        socket.socket() as second,
+        socket.socket(socket.AF_UNIX) as third,
+    ):
         for listener in (first, second):
             listener.bind(("127.0.0.1", 0))
-        text = config.replace("fd@1000", f"fd@{first.fileno()}")
-        file.write_text(text.replace("fd@1001", f"fd@{second.fileno()}"))
+        third.bind(str(directory / "internal.sock"))
+        for number, listener in enumerate((first, second, third), 1000):
+            config = config.replace(f"fd@{number}", f"fd@{listener.fileno()}")
+        file.write_text(config)
         done = subprocess.run(
             [str(program), "-c", "-f", str(file)],
             env=environment,
-            pass_fds=(first.fileno(), second.fileno()),
+            pass_fds=(first.fileno(), second.fileno(), third.fileno()),
             capture_output=True,
             text=True,
             check=False,
@@ -86,10 +92,12 @@ def check(config: str, directory: Path) -> str:
 def write(settings: Settings, directory: Path, **values: Any) -> str:
     given: dict[str, Any] = {
         "starting": False,
-        "listeners": {"inference": 1000, "grpc": 1001} if settings.grpc else {"inference": 1000},
+        "listeners": {"inference": 1000}
+        | ({"grpc": 1001, "internal": 1002} if settings.grpc else {}),
         "admin_socket": directory / "a",
         "metrics_socket": directory / "m",
         "control_socket": directory / "c",
+        "grpc_socket": directory / "g",
         "inference_socket": directory / "i",
         "grpc_port": 7171 if settings.grpc else None,
         "token_map": None,
