@@ -18,9 +18,9 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_flat_and_a_nested_list_are_equal() -> None:
-    flat, id_ = v2.parse(document(), XOR)
+    flat, options = v2.parse(document(), XOR)
     nested, _ = v2.parse(document(data=[[0, 1], [1.5, -1]]), XOR)
-    assert id_ is None
+    assert options.id is None
     assert flat == nested == array("f", [0, 1, 1.5, -1])
     assert flat.typecode == "f"
 
@@ -33,8 +33,9 @@ def test_uint8() -> None:
 
 
 def test_an_answer() -> None:
-    answer = json.loads(v2.answer(XOR, "a", [1, 0], [[0.25, 0.75], [0.5, 0.5]]))
-    assert answer == {
+    answer, json_length = v2.answer(XOR, v2.Options("a"), [1, 0], [[0.25, 0.75], [0.5, 0.5]])
+    assert json_length is None
+    assert json.loads(answer) == {
         "model_name": "xor",
         "model_version": "1.0",
         "id": "a",
@@ -48,7 +49,7 @@ def test_an_answer() -> None:
             },
         ],
     }
-    assert "id" not in json.loads(v2.answer(XOR, None, [1], [[0.25, 0.75]]))
+    assert "id" not in json.loads(v2.answer(XOR, v2.Options(), [1], [[0.25, 0.75]]).body)
 
 
 @pytest.mark.parametrize(
