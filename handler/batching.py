@@ -15,7 +15,13 @@ import torch
 from handler import v2
 from handler.allowance import Allowance
 from handler.card import ModelCard
-from handler.errors import HandlerError, OutOfMemoryError, PayloadTooLargeError, RequestError
+from handler.errors import (
+    HandlerError,
+    OutOfMemoryError,
+    PayloadTooLargeError,
+    RequestError,
+    UnsupportedMediaTypeError,
+)
 from handler.explain import MAX_EXPLAINED, Occlusion
 from handler.metrics import Metrics
 from handler.payload import (
@@ -269,6 +275,11 @@ class BatchHandler:
         Raises:
             RequestError: the request is refused; the error says why.
         """
+        if "content-encoding" in headers:
+            raise UnsupportedMediaTypeError(
+                f"expected a body that is not compressed, got the Content-Encoding "
+                f"{headers['content-encoding']!r:.40}"
+            )
         body = body_of(request, headers.get("x-content-type", ""))
         is_raw = isinstance(body, bytes | bytearray)
         json_length = headers.get(_JSON_LENGTH)

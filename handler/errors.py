@@ -43,7 +43,7 @@ class PayloadTooLargeError(RequestError):
 
 
 class UnsupportedMediaTypeError(RequestError):
-    """The body is not an image of a supported format: 415."""
+    """The body is compressed, or not an image of a supported format: 415."""
 
     code = 415
     phrase = "Unsupported Media Type"
