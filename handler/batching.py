@@ -280,6 +280,10 @@ class BatchHandler:
                 f"expected a body that is not compressed, got the Content-Encoding "
                 f"{headers['content-encoding']!r:.40}"
             )
+        is_explained = headers.get("explain") == "True"  # TorchServe, for its path /explanations
+        if is_explained:
+            # Not after the forward: what is put off would have cost more than its refusal.
+            self.allowance.check()
         body = body_of(request, headers.get("x-content-type", ""))
         is_raw = isinstance(body, bytes | bytearray)
         json_length = headers.get(_JSON_LENGTH)
@@ -290,7 +294,7 @@ class BatchHandler:
             query = Query(*v2.parse(parse_json(body) if is_raw else body, self.card))
         else:
             query = self.parse_body(body) if is_raw else self.parse_document(body)
-        if headers.get("explain") != "True":
+        if not is_explained:
             return query
         count = len(query.instances) // self.model.numbers_per_instance
         if count > MAX_EXPLAINED:

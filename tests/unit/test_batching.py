@@ -250,12 +250,19 @@ def test_explanations_beyond_the_allowance_are_put_off(loaded: Load) -> None:
     handler = loaded(XorHandler, "xor")
     good = b'{"instances": [[0, 1]]}'
     # The first is seen to take 5 s, and the second is looked at a second later.
-    times = iter([0.0, 0.0, 5.0, 6.0])
+    times = iter([*[0.0] * 4, 5.0, 6.0])
     handler.allowance = Allowance(times.__next__)
     answers, context = send(handler, (good, EXPLAIN), (good, EXPLAIN), (good, {}))
     assert context.codes == [200, 503, 200]
     assert context.response_headers[1] == {"Retry-After": "4"}
     assert "predictions" in strict_json(answers[2])
+
+
+def test_explanations_are_put_off_before_they_are_read(loaded: Load) -> None:
+    handler = loaded(XorHandler, "xor")
+    handler.allowance._paid_off = 1e12
+    _, context = send(handler, (b"not JSON", EXPLAIN), (b"not JSON", {}))
+    assert context.codes == [503, 400]
 
 
 def test_an_explanation_that_fails_does_so_alone(
