@@ -198,7 +198,7 @@ def test_a_handler_counts_what_it_answers(
     assert sample("inference_instances_total") == 2
     assert sample("inference_batch_requests_sum") == 3
     for stage in STAGES:
-        assert sample("inference_stage_seconds_count", stage=stage) == 1
+        assert sample("inference_stage_seconds_count", stage=stage) == (stage != "explain")
     in_stages = sum(sample("inference_stage_seconds_sum", stage=s) or 0 for s in STAGES)
     assert 0 < in_stages <= (sample("inference_batch_seconds_sum") or 0)
     assert sample("inference_confidence_ratio_count") == 2
