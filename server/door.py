@@ -306,9 +306,12 @@ class Door:
         Raises:
             OSError: see `command`.
         """
+        return int(self._frontend()["scur"])
+
+    def _frontend(self) -> dict[str, str]:
         stats = self.command("show stat door 1 -1").splitlines()
         names, values = (line.lstrip("# ").split(",") for line in stats[:2])
-        return int(dict(zip(names, values, strict=False))["scur"])
+        return dict(zip(names, values, strict=False))
 
     def metrics(self) -> bytes:
         """The metrics of HAProxy's exporter; the last ones if it does not answer."""
@@ -337,12 +340,20 @@ class Door:
             self.command("set var proc.draining bool(1)")
 
     def stop_accepting(self) -> None:
-        """Accept no further connection; answer requests on existing ones."""
+        """Accept no further connection; answer requests on existing ones.
+
+        It has stopped accepting when this returns, so that whoever connects after a reload was
+        answered meets the new models.
+        """
         with self._lock:
             self._read_metrics()
             self._is_stopping = True
         if self._process:
             self._process.send_signal(signal.SIGUSR1)
+        waiting = threading.Event()
+        with contextlib.suppress(OSError):
+            while self.exit_code is None and self._frontend()["status"] != "STOP":
+                waiting.wait(0.005)
 
     def finish(self) -> bytes:
         """End the process, and return its last metrics.
