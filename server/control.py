@@ -6,36 +6,40 @@ import hashlib
 import ipaddress
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server import page
+from server import client_api, docs, page
 from server.door import DoorError, read_tokens
+from server.metadata import UnknownModelError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # For the headers of a request, from the begin of its connection or its first byte on. The door has
 # a limit of its own; this is for clients of the port for operators.
 _HEADER_SECONDS = 10.0
+# The answers themselves need nothing: what does (the docs, the page) says what.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 _REASONS = {404: "ResourceNotFoundException", 405: "MethodNotAllowedException"}
 
 
-class Service(Protocol):
+class Service(client_api.Service, Protocol):
     """What the apps show."""
-
-    def liveness(self) -> tuple[int, dict[str, Any]]:
-        """Status and report of `/livez`."""
-
-    def readiness(self) -> tuple[int, dict[str, Any]]:
-        """Status and report of `/readyz`."""
 
     def metrics(self) -> bytes:
         """Body of `/metrics`."""
@@ -44,8 +48,8 @@ class Service(Protocol):
         """Serve the store as it is now; status and report of `POST /reload`."""
 
 
-def operators_app(service: Service, token_file: Path | None) -> Starlette:
-    """What the port for operators answers.
+def operators_app(service: Service, token_file: Path | None) -> ASGIApp:
+    """Answer at the port for operators.
 
     Args:
         service: whose state it shows.
@@ -73,42 +77,30 @@ def operators_app(service: Service, token_file: Path | None) -> Starlette:
         status, body = service.reload()
         return JSONResponse(body, status)
 
+    routes = [
+        Route("/livez", probe(service.liveness)),
+        Route("/readyz", probe(service.readiness)),
+        Route("/metrics", metrics),
+        Route("/reload", reload, methods=["POST"]),
+    ]
+    paths = ", ".join(sorted(route.path for route in routes))
+    return _app(routes, f"there are: {paths}")
+
+
+def clients_app(service: Service, *, has_tokens: bool) -> ASGIApp:
+    """Answer what the door passes on that needs no model.
+
+    Args:
+        service: whose models and health it shows.
+        has_tokens: whether the door asks for tokens.
+    """
     return _app(
         [
-            Route("/livez", probe(service.liveness)),
-            Route("/readyz", probe(service.readiness)),
-            Route("/metrics", metrics),
-            Route("/reload", reload, methods=["POST"]),
-        ]
-    )
-
-
-def clients_app(service: Service) -> Starlette:
-    """What the door passes on that needs no model."""
-
-    def live(_: Request) -> Response:
-        return JSONResponse({"live": service.liveness()[0] == 200})
-
-    def ready(_: Request) -> Response:
-        is_ready = service.readiness()[0] == 200
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
-
-    def root(request: Request) -> Response:
-        # Only browsers ask for HTML by name; V1's clients expect the protocol's liveness.
-        if "text/html" in request.headers.get("Accept", ""):
-            response = page.index(request)
-        else:
-            response = JSONResponse({"status": "alive"})
-        response.headers["Vary"] = "Accept"
-        return response
-
-    return _app(
-        [
-            Route("/", root),
+            *client_api.routes(service),
             *page.routes(),
-            Route("/v2/health/live", live),
-            Route("/v2/health/ready", ready),
-        ]
+            *docs.routes(service, has_tokens=has_tokens),
+        ],
+        "/docs shows what there is",
     )
 
 
@@ -119,20 +111,60 @@ def problem(
     return JSONResponse({"code": code, "type": kind, key: message}, code, headers)
 
 
-def _app(routes: list[Route]) -> Starlette:
-    paths = ", ".join(sorted(route.path for route in routes))
+def _app(routes: list[Route], hint: str) -> ASGIApp:
+    """The routes, with errors in the form of their protocol; `hint` helps to find another path."""
+
+    def refuse(
+        request: Request, code: int, kind: str, message: str, headers: dict[str, str] | None = None
+    ) -> Response:
+        is_v2 = request.url.path.split("/")[1] == "v2"
+        return problem(code, kind, message, headers, "error" if is_v2 else "message")
 
     def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = str(error.detail)
         if error.status_code == 404:
-            message = f"there is nothing at {request.url.path:.200}; there are: {paths}"
+            message = f"there is nothing at {request.url.path:.200}; {hint}"
+        elif error.status_code == 405:
+            message = f"expected {(error.headers or {}).get('Allow')}"
         kind = _REASONS.get(error.status_code, "BadRequestException")
-        key = "error" if request.url.path.startswith("/v2/") else "message"
         headers = dict(error.headers) if error.headers else None
-        return problem(error.status_code, kind, message, headers, key)
+        return refuse(request, error.status_code, kind, message, headers)
 
-    return Starlette(routes=routes, exception_handlers={HTTPException: http_error})
+    def unknown_model(request: Request, error: Exception) -> Response:
+        assert isinstance(error, UnknownModelError)
+        return refuse(request, 404, error.kind, str(error))
+
+    def failure(request: Request, _: Exception) -> Response:
+        return refuse(request, 500, "InternalServerException", "the server failed on this request")
+
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: http_error,
+            UnknownModelError: unknown_model,
+            Exception: failure,
+        },
+    )
+    # A redirection would name this app's scheme and not the door's.
+    app.router.redirect_slashes = False
+    return _with_headers(app)
+
+
+def _with_headers(app: ASGIApp) -> ASGIApp:
+    """Confine what browsers do with an answer, unless the answer itself says how far."""
+
+    async def confined(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_confined(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await app(scope, receive, send_confined)
+
+    return confined
 
 
 def _may_reload(request: Request, token_file: Path | None) -> bool:
@@ -180,14 +212,28 @@ class _ImpatientProtocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
 
+class Server(Protocol):
+    """What runs in the event loop of a `ControlServer`."""
+
+    started: bool
+    should_exit: bool
+
+    async def serve(self) -> None:
+        """Answer until `should_exit`."""
+
+
 class ControlServer:
     """Runs apps on sockets, in a thread with an event loop of its own.
 
     Args:
         apps: a bound socket for each app.
+        others: servers that bind their own sockets.
     """
 
-    def __init__(self, apps: Sequence[tuple[Starlette, socket.socket]]) -> None:
+    def __init__(
+        self, apps: Sequence[tuple[ASGIApp, socket.socket]], others: Sequence[Server] = ()
+    ) -> None:
+        self._others = others
         self._servers = [
             (
                 uvicorn.Server(
@@ -212,19 +258,32 @@ class ControlServer:
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> None:
-        """Answer from now on."""
+        """Answer from now on.
+
+        Raises:
+            RuntimeError: a server failed; its own error is on standard error.
+        """
         self._thread.start()
+        while not all(server.started for server in self._all):
+            if not self._thread.is_alive():
+                raise RuntimeError("the control app did not start")
+            time.sleep(0.01)
+
+    @property
+    def _all(self) -> list[Server]:
+        return [*(server for server, _ in self._servers), *self._others]
 
     def _run(self) -> None:
         async def serve() -> None:
             await asyncio.gather(
-                *(server.serve(sockets=[listener]) for server, listener in self._servers)
+                *(server.serve(sockets=[listener]) for server, listener in self._servers),
+                *(server.serve() for server in self._others),
             )
 
         asyncio.run(serve())
 
     def stop(self) -> None:
         """Answer what was asked, and close the sockets."""
-        for server, _ in self._servers:
+        for server in self._all:
             server.should_exit = True
         self._thread.join(timeout=5.0)

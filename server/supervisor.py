@@ -7,6 +7,7 @@ each, and front doors. Other threads only read what the loop publishes, or ask i
 import contextlib
 import ctypes
 import errno
+import os
 import shutil
 import signal
 import socket
@@ -16,12 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from server.control import ControlServer, clients_app, operators_app
+from server.control import ControlServer, Server, clients_app, operators_app
 from server.counters import Succession
 from server.door import Door, DoorError, Route, read_tokens, routes
 from server.exposition import Exposition
@@ -60,7 +61,7 @@ class ServerError(Exception):
 
 @dataclass
 class Generation:
-    """One TorchServe, what it serves, and who watches it."""
+    """One TorchServe with its watcher."""
 
     number: int
     torchserve: TorchServe
@@ -98,20 +99,20 @@ class Generation:
 
 @dataclass
 class Reload:
-    """A change of models that somebody asked for."""
+    """A requested change of models."""
 
     done: threading.Event = field(default_factory=threading.Event)
     status: int = 0
     report: dict[str, Any] = field(default_factory=dict)
 
     def answer(self, code: int, **report: Any) -> None:
-        """Say how it went."""
+        """Give those who wait for it the outcome."""
         self.status, self.report = code, report
         self.done.set()
 
 
 class Failures:
-    """How often something failed lately, and when it may be tried again."""
+    """Failures in a row of something that is retried with back-off."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -119,19 +120,19 @@ class Failures:
         self._until = 0.0
 
     def add(self, reason: str) -> None:
-        """It failed again."""
+        """Count a failure."""
         wait = _BACK_OFF_SECONDS[min(self.count, len(_BACK_OFF_SECONDS) - 1)]
         self.count += 1
         self.reason = reason
         self._until = time.monotonic() + wait
 
     def forget(self) -> None:
-        """It has lasted."""
+        """Start over: it has lasted."""
         self.count = 0
 
     @property
     def may_retry(self) -> bool:
-        """Whether the wait is over."""
+        """Whether the back-off is over."""
         return time.monotonic() >= self._until
 
 
@@ -150,6 +151,8 @@ class Supervisor:
         self._metrics_directory = self._directory / "metrics"
         self._metrics_directory.mkdir()
         self._control_socket = self._directory / "control.sock"
+        self._grpc_socket = self._directory / "grpc.sock"
+        self._internal_socket = self._directory / "internal.sock"
         self._listeners: dict[str, socket.socket] = {}
         self._signals: list[signal.Signals] = []
         self._wake = threading.Event()
@@ -228,21 +231,31 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _bind(self, stack: contextlib.ExitStack) -> None:
-        """Bind every address, so that one in use is said before anything is started."""
+        """Bind every address, so that one in use is reported before anything is started."""
         addresses = {"telemetry": self._settings.telemetry, "inference": self._settings.inference}
         if self._settings.grpc:
             addresses["grpc"] = self._settings.grpc
         check_distinct(list(addresses.values()))
         for name, address in addresses.items():
             self._listeners[name] = stack.enter_context(bind(address))
+        if self._settings.grpc:
+            self._listeners["internal"] = stack.enter_context(bind_unix(self._internal_socket))
 
     def _control(self, stack: contextlib.ExitStack) -> ControlServer:
-        local = stack.enter_context(socket.socket(socket.AF_UNIX))
-        local.bind(str(self._control_socket))
-        local.listen(_BACKLOG)
+        local = stack.enter_context(bind_unix(self._control_socket))
         telemetry = self._listeners.pop("telemetry")
         operators = operators_app(self, self._settings.token_file)
-        return ControlServer([(operators, telemetry), (clients_app(self), local)])
+        clients = clients_app(self, has_tokens=self._settings.token_file is not None)
+        return ControlServer([(operators, telemetry), (clients, local)], self._grpc())
+
+    def _grpc(self) -> list[Server]:
+        if not self._settings.grpc:
+            return []
+        # Its handlers for processes that fork would warn that they cannot be of use.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+        from server.grpc_api import GrpcServer  # takes 0.2 s
+
+        return [GrpcServer(self, self._grpc_socket, self._internal_socket)]
 
     def _wait_until_ready(self) -> None:
         """Wait for every model, or for a signal."""
@@ -269,7 +282,7 @@ class Supervisor:
         return f"not ready within {seconds:g} s (TS_DEFAULT_STARTUP_TIMEOUT): {reasons}"
 
     def _announce(self) -> None:
-        """Say what is served, and a request for each model that its card has an example for."""
+        """Print what is served, with the example commands of each model's card."""
         inference, telemetry = self._settings.inference.url, self._settings.telemetry.url
         if self._settings.tls_certificate:
             inference = inference.replace("http:", "https:")
@@ -282,7 +295,7 @@ class Supervisor:
         print("\n".join(lines), flush=True)
 
     def _serve(self) -> None:
-        """Go on until a signal comes."""
+        """Run the loop until a signal comes."""
         while not self._signals:
             self._tend_door()
             self._tend_leaving()
@@ -392,7 +405,7 @@ class Supervisor:
     # --- Reloads.
 
     def reload(self) -> tuple[int, dict[str, Any]]:
-        """Serve the store as it is now; called from other threads, and waits for the end of it."""
+        """Serve the store as it is now; for other threads. Returns when that is done or refused."""
         if self._draining or not self._started:
             state = "draining" if self._draining else "starting"
             return 503, {"status": "refused", "reason": f"the server is {state}"}
@@ -405,7 +418,7 @@ class Supervisor:
         return wanted.status, wanted.report
 
     def _tend_reload(self) -> None:
-        """Begin a reload that was asked for; those who ask meanwhile get the next one."""
+        """Begin a requested reload; requests that come meanwhile get the next one."""
         if self._hang_up:
             self._hang_up = False
             self._reloads.append(Reload())
@@ -447,7 +460,7 @@ class Supervisor:
         generation: Generation | None,
         previous: Generation | None = None,
     ) -> None:
-        """Start a door, and have the one before it leave.
+        """Start a door; the previous one stops accepting and leaves.
 
         Raises:
             DoorError: it did not start; the one before it stays.
@@ -458,6 +471,7 @@ class Supervisor:
             self._directory / f"door-{self._doors}",
             self._listeners,
             self._control_socket,
+            self._grpc_socket,
         )
         try:
             door.start(
@@ -507,7 +521,7 @@ class Supervisor:
         self._door_metrics.end(dead.name)
 
     def _tend_leaving(self) -> None:
-        """End doors that have answered everything, and the generations that only they needed."""
+        """End doors that have answered everything, and the generations that only they used."""
         staying = []
         for door, generation, deadline in self._leaving:
             if time.monotonic() < deadline and _has_clients(door):
@@ -520,7 +534,7 @@ class Supervisor:
         self._leaving = staying
 
     def _files(self) -> tuple[Any, ...]:
-        """What tells whether the files that the door reads have changed."""
+        """The state of the files that the door reads, to compare with a later one."""
         seen = []
         for file in (self._settings.token_file, self._settings.tls_certificate):
             try:
@@ -664,23 +678,35 @@ class Supervisor:
                 return 503, {"status": "dead", "reason": reason}
         return 200, {"status": "alive"}
 
+    def inference_socket(self) -> Path | None:
+        """TorchServe's, or None before it is ready."""
+        return self._current.torchserve.inference if self._current else None
+
+    def models(self) -> list[ModelState]:
+        """Each model as it was last seen, with the reason why it cannot answer now, if any."""
+        snapshot, generation = self.snapshot, self._current
+        if generation and generation.torchserve.exit_code is not None:
+            return [replace(model, reason="TorchServe has ended") for model in snapshot.models]
+        # The door opens when the last model is ready.
+        waiting = None if generation else "the models are loading"
+        return [
+            replace(model, reason=snapshot.reason(model) or waiting) for model in snapshot.models
+        ]
+
     def readiness(self) -> tuple[int, dict[str, Any]]:
         """200 when every model has its workers and has answered; else 503, which model, and why."""
-        snapshot = self.snapshot
-        generation = self._current
-        gone = generation and generation.torchserve.exit_code is not None
+        seen = self.models()
         models: dict[str, dict[str, Any]] = {}
-        for model in snapshot.models:
-            reason = "TorchServe has ended" if gone else snapshot.reason(model)
+        for model in seen:
             state: dict[str, Any] = {
                 "version": model.archive.version,
-                "ready": reason is None,
+                "ready": model.reason is None,
                 "workers": model.workers,
                 "queued": model.queued,
             }
-            if reason:
-                state["reason"] = reason
-            several = sum(m.archive.name == model.archive.name for m in snapshot.models) > 1
+            if model.reason:
+                state["reason"] = model.reason
+            several = sum(m.archive.name == model.archive.name for m in seen) > 1
             models[model.archive.key if several else model.archive.name] = state
         door = self._door
         status = "ready"
@@ -735,11 +761,11 @@ def bind(address: Address) -> socket.socket:
 
 
 def ignore_new_connections(listener: socket.socket) -> None:
-    """Have the kernel ignore who connects from now on; those who are connected can be accepted.
+    """Have the kernel drop new connections; those already made can still be accepted.
 
-    Closing a socket that listens resets the connections that nobody has accepted yet, and with them
-    requests that were sent: 14 of 1,300 under clients that reconnect for every request. Whoever is
-    ignored tries again a second later, and is then refused.
+    Closing a listening socket resets the connections that are not accepted yet, and with them
+    requests that were sent: 14 of 1,300 under clients that reconnect for every request. A client
+    that is dropped tries again a second later, and is then refused.
 
     The filter is Linux's, of the one instruction to drop every packet (socket(7),
     SO_ATTACH_FILTER). A kernel without it closes as any server does.
@@ -748,6 +774,14 @@ def ignore_new_connections(listener: socket.socket) -> None:
     program = struct.pack("HP", 1, ctypes.addressof(drop_all))
     with contextlib.suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A socket that listens at a path."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(_BACKLOG)
+    return listener
 
 
 def check_distinct(addresses: list[Address]) -> None:
@@ -765,7 +799,7 @@ def check_distinct(addresses: list[Address]) -> None:
 
 
 def _is_answering(door: Door) -> bool:
-    """Whether a door has requests under way; one that does not say may have."""
+    """Whether a door has requests under way; if it does not answer, it may have."""
     if door.exit_code is not None:
         return False
     try:

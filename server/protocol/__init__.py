@@ -1,0 +1,1 @@
+"""Messages and service of the Open Inference Protocol's gRPC form, generated from its proto."""
