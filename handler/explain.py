@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-# Up to 225 forwards each, and 72 for an average digit: 16 digits take 45 ms on one core, and 16
-# pictures that are all ink 140.
+# A digit takes about 70 forwards of 225: 16 of them 36 ms on one core, and 16 pictures that are all
+# ink 100 ms.
 MAX_EXPLAINED = 16
 # Windows overlap by half, and this many strides make a side: for 28x28, windows of 4x4. When the
 # 10 % of a digit's ink that ranks highest was deleted, its probability fell by 0.45 (random ink:
@@ -55,17 +55,17 @@ class Occlusion:
             Attributions, float64 [n, *shape]: the fall of the answer's probability, as the mean of
             the hidden parts that a number belongs to. Negative where hiding raises it.
         """
-        instances = instances.float().unsqueeze(1)
+        instances = instances.float()
         confidences, labels = probabilities.max(1)
-        hidden = torch.where(self._masks, self._baseline, instances)
         # What was nothing before is not asked again: two thirds of a digit's windows.
-        changed = (hidden != instances).flatten(2).any(2)
-        owners = changed.nonzero()[:, 0]
-        falls = torch.zeros(changed.shape, dtype=torch.float64)
-        if len(owners):
-            outputs = torch.cat([self._forward(part) for part in hidden[changed].split(_BATCH)])
-            answer = outputs.gather(1, labels[owners].unsqueeze(1)).squeeze(1)
-            falls[changed] = confidences[owners] - answer
+        ink = (instances != self._baseline).flatten(1).double()
+        pairs = (ink @ self._weights.flatten(1).T).nonzero()
+        falls = torch.zeros(len(instances), len(self._masks), dtype=torch.float64)
+        for part in pairs.split(_BATCH) if len(pairs) else ():
+            rows, parts = part.unbind(1)
+            hidden = torch.where(self._masks[parts], self._baseline, instances[rows])
+            answers = self._forward(hidden).gather(1, labels[rows].unsqueeze(1)).squeeze(1)
+            falls[rows, parts] = confidences[rows] - answers
         attributions: torch.Tensor = torch.tensordot(falls, self._weights, dims=1)
         return attributions
 

@@ -21,6 +21,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 CONTRACT = {
     "inference_requests_total": {"code"},
     "inference_instances_total": set(),
+    "inference_explanations_total": set(),
     "inference_stage_seconds": {"stage"},
     "inference_batch_seconds": set(),
     "inference_queue_seconds": set(),
