@@ -60,7 +60,7 @@ def test_what_is_asked_for_is_locked(name: str) -> None:
     assert direct(name) == asked - {"torch"}
 
 
-# `deploy` is for an environment of its own.
+# `clients` and `deploy` are for environments of their own.
 @pytest.mark.parametrize("name", ["cuda", "loadtest", "serving", "training"])
 def test_a_package_has_one_version(name: str) -> None:
     everywhere = locked("dev")
