@@ -1,4 +1,4 @@
-"""`python -m deploy.image`: build the images, with labels that say what is in them."""
+"""`python -m deploy.image`: build the images, labelled with their contents."""
 
 import argparse
 import shutil
@@ -18,9 +18,9 @@ TARGETS = {
     "loadtest": "model-server-loadtest",
 }
 TORCH_INDEX = "https://download.pytorch.org/whl"
-# Those whose hashes requirements/torch.txt has.
+# Those with hashes in requirements/torch.txt.
 TORCH_BUILDS = ("cpu", "cu130")
-# Runs in the image, so that it tells of the archives that are in there, wherever they were made.
+# Runs in the image, so that it lists the archives there, wherever they were made.
 _DIGESTS = """
 from pathlib import Path
 from server.store import find_archives
@@ -47,16 +47,16 @@ def find_engine() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """What to build.
+    """One build.
 
     Attributes:
-        engine: docker or podman, or a path of one.
+        engine: docker or podman, or the path of one.
         tag: of the image.
         target: stage of the Dockerfile, one of `TARGETS`.
         torch: torch's build, one of `TORCH_BUILDS`.
         models: `store` for the archives in model_store/, `train` to make them in the build.
-        context: what is built: this repository, or a copy of it with archives of its own.
-        options: more of the engine's own options for building.
+        context: this repository, or a copy of it with other archives.
+        options: further options of the engine's `build`.
     """
 
     engine: str
@@ -71,11 +71,11 @@ class Build:
         """Build the image, and label it.
 
         Returns:
-            The labels: OCI's own, and `model.NAME.sha256`, the digest of each model's TorchScript
-            that `inference_model_info` gives too.
+            The labels: OCI's, and `model.NAME.sha256`, the digest of each model's TorchScript as
+            in `inference_model_info`.
 
         Raises:
-            ImageError: the engine failed; it has said why.
+            ImageError: the engine failed; it has printed why.
         """
         serving = self.target == "serving"
         store = self.context / "model_store"
@@ -129,7 +129,7 @@ def _run(
     directory: Path = ROOT,
     stdout: int | None = None,
 ) -> str:
-    """Run a command that says itself what is wrong, and return what was piped of its output."""
+    """Run a command that reports its own errors, and return its output where that is piped."""
     done = subprocess.run(command, cwd=directory, check=False, input=text, stdout=stdout, text=True)
     if done.returncode:
         raise ImageError(f"{' '.join(command[:2])} failed with exit code {done.returncode}")

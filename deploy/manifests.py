@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = tuple(sorted(path.name for path in (KUBERNETES / "overlays").iterdir()))
 COMPONENTS = tuple(sorted(path.name for path in (KUBERNETES / "components").iterdir()))
-# Python packages that bring programs, in an environment of their own: they pin what the service
-# pins otherwise.
+# Python packages that bring programs, in an environment of their own: their pins conflict with the
+# service's.
 _PROGRAMS = ROOT / ".venv-deploy" / "bin"
 
 
@@ -28,7 +28,7 @@ def find_program(name: str) -> str | None:
 
 
 def render(directory: Path) -> str:
-    """What a kustomization gives, as YAML.
+    """Render a kustomization to YAML.
 
     Raises:
         ManifestError: it does not build, or there is no kubectl.
@@ -44,7 +44,7 @@ def render(directory: Path) -> str:
 
 
 def render_with(components: Sequence[str]) -> str:
-    """What the base with some components gives, as YAML.
+    """Render the base with some components to YAML.
 
     Raises:
         ManifestError: it does not build, or there is no kubectl.

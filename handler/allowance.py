@@ -50,7 +50,7 @@ class Allowance:
         if wait > 0 and (self._batch_size > 1 or now - self._shared_at < _MEMORY):
             seconds = math.ceil(wait)
             raise OverloadedError(
-                "the worker has spent its share of time on images that take long to decode; "
+                "the worker has spent its share of time on explanations and images that take long; "
                 f"retry after {seconds} s",
                 retry_after=seconds,
             )

@@ -5,16 +5,24 @@ import logging
 import math
 import operator
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from handler import v2
+from handler.allowance import Allowance
 from handler.card import ModelCard
-from handler.errors import HandlerError, OutOfMemoryError, RequestError
+from handler.errors import (
+    HandlerError,
+    OutOfMemoryError,
+    PayloadTooLargeError,
+    RequestError,
+    UnsupportedMediaTypeError,
+)
+from handler.explain import MAX_EXPLAINED, Occlusion
 from handler.metrics import Metrics
 from handler.payload import (
     FLOAT32_MAX,
@@ -36,6 +44,7 @@ _DECIMALS = 8
 _MILLISECONDS, _MICROSECONDS = 1e11, 1e14
 # The product of two numbers beyond this overflows float32.
 _OVERFLOWS = math.sqrt(FLOAT32_MAX)
+_JSON_LENGTH = v2.JSON_LENGTH.lower()
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,13 @@ class Query:
 
     Attributes:
         instances: one or more, uint8 or float32, each in row-major order.
-        is_v2: whether it came, and is answered, in the Open Inference Protocol.
-        id: the request's id in that protocol, or None.
+        options: how to answer in the Open Inference Protocol, in which it came; or None.
+        is_explained: whether it asks for explanations.
     """
 
     instances: Numbers
-    is_v2: bool = False
-    id: str | None = None
+    options: v2.Options | None = None
+    is_explained: bool = False
 
 
 class BatchHandler:
@@ -58,10 +67,12 @@ class BatchHandler:
 
     It takes `{"instances": [...]}` with nested lists of numbers in the shape that the model card
     gives, or the same as a tensor of the Open Inference Protocol, and answers with label,
-    confidence and probabilities. A model that takes more forms overrides `parse_body` or
-    `parse_instances`; one that answers otherwise, `prediction`.
+    confidence and probabilities, and on request with explanations. A model that takes more forms
+    overrides `parse_body` or `parse_instances`; one that answers otherwise, `prediction`.
 
     Attributes:
+        baseline: the number in an instance that stands for nothing there, for explanations.
+        allowance: of the time of this worker that dear requests may take.
         card: of the model.
         model: runs its TorchScript.
         metrics: of this worker.
@@ -70,6 +81,10 @@ class BatchHandler:
     card: ModelCard
     model: ScriptedModel
     metrics: Metrics
+    baseline = 0.0
+
+    def __init__(self) -> None:
+        self.allowance = Allowance()
 
     def initialize(self, context: Any) -> None:
         """Load and warm the model of the unpacked archive; TorchServe calls this once a worker.
@@ -82,6 +97,7 @@ class BatchHandler:
         directory = Path(properties["model_dir"])
         self.card = ModelCard.read(directory)
         self.model = ScriptedModel(directory, self.card, properties.get("gpu_id"))
+        self.explain = Occlusion(self.model.run, self.card.input_shape, self.baseline)
         self.metrics = Metrics(self.card, str(self.model.device))
 
     def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
@@ -94,6 +110,7 @@ class BatchHandler:
         Returns:
             A body for each request, in order.
         """
+        self.allowance.begin_batch(len(requests))
         start, now = time.perf_counter(), time.time()
         all_headers = [headers_of(context, index) for index in range(len(requests))]
         waits = [queued(headers, now) for headers in all_headers]
@@ -116,13 +133,21 @@ class BatchHandler:
             context.set_response_status(refusal.code, refusal.phrase, index)
             for name, value in refusal.headers.items():
                 context.set_response_header(index, name, value)
-            grpc = {} if is_http(all_headers[index]) else v2.error(self.card, str(refusal))
-            answers[index] = refusal.body(**grpc)
+            headers = all_headers[index]
+            grpc = {} if is_http(headers) else v2.error(self.card, str(refusal))
+            answers[index] = v2.Answer(refusal.body(is_v2(headers), **grpc))
+        bodies = []
         for index in range(len(requests)):
-            context.set_response_content_type(index, "application/json")
+            body, json_length = answers[index]
+            bodies.append(body)
+            if json_length is None:
+                context.set_response_content_type(index, "application/json")
+            else:
+                context.set_response_content_type(index, "application/octet-stream")
+                context.set_response_header(index, v2.JSON_LENGTH, str(json_length))
         seconds = time.perf_counter() - start
         self.metrics.batch(waits, errors.values(), seconds)
-        return [answers[index] for index in range(len(requests))]
+        return bodies
 
     def _answer(
         self,
@@ -130,7 +155,7 @@ class BatchHandler:
         errors: dict[int, RequestError],
         ids: Mapping[int, str],
         start: float,
-    ) -> dict[int, bytes]:
+    ) -> dict[int, v2.Answer]:
         """Answer the queries by index; for those that the model fails on, add errors instead."""
         parsed = time.perf_counter()
         if not queries:
@@ -139,33 +164,26 @@ class BatchHandler:
         try:
             numbers = concatenate([query.instances for query in queries.values()])
             output = self.model(numbers)
-        except Exception as failure:
-            # TorchServe would answer 503 to what is raised here, and clients would send it again.
-            logger.exception(
-                "model %s failed on a batch, of requests %s",
-                self.card.name,
-                ", ".join(ids.values()),
-            )
-            no_memory = isinstance(failure, MemoryError | torch.OutOfMemoryError)
-            error = (
-                OutOfMemoryError("the batch does not fit into memory")
-                if no_memory
-                else HandlerError("the model failed on this batch")
-            )
+        except Exception as failure:  # noqa: BLE001 (whatever it is, the worker goes on)
+            error = self._failure(failure, ids.values())
             errors |= dict.fromkeys(queries, error)
             self.metrics.stages(parsed - start)
             return {}
         forwarded = time.perf_counter()
         labels: list[int] = output.argmax(dim=1).tolist()
         probabilities: list[list[float]] = output.round(decimals=_DECIMALS).tolist()
-        answers: dict[int, bytes] = {}
+        answers: dict[int, v2.Answer] = {}
         answered: list[int] = []
         confidences: list[float] = []
+        explained = []
         begin = 0
         for index, query in queries.items():
             end = begin + len(query.instances) // self.model.numbers_per_instance
             part = slice(begin, end)
             begin = end
+            if query.is_explained:
+                explained.append((index, query, output[part]))
+                continue
             try:
                 answers[index] = self.answer(query, labels[part], probabilities[part])
             except ValueError:
@@ -175,7 +193,60 @@ class BatchHandler:
             confidences += map(operator.getitem, probabilities[part], labels[part])
         self.metrics.stages(parsed - start, forwarded - parsed, time.perf_counter() - forwarded)
         self.metrics.predictions(answered, confidences)
+        for index, query, part_output in explained:
+            try:
+                answers[index] = self._explanations(query, part_output)
+            except RequestError as error:
+                errors[index] = error
+            except ValueError:
+                errors[index] = self._not_finite(query, ids[index])
+            except Exception as failure:  # noqa: BLE001 (as above)
+                errors[index] = self._failure(failure, [ids[index]])
         return answers
+
+    def _explanations(self, query: Query, output: torch.Tensor) -> v2.Answer:
+        """Explain a query's predictions.
+
+        Raises:
+            OverloadedError: the worker has spent its share of time on dear requests.
+            ValueError: a number is not finite.
+        """
+        with self.allowance.spend():
+            start = time.perf_counter()
+            instances = self.model.tensor(query.instances)
+            attributions = self.explain(instances, output)
+            predictions = map(
+                self.prediction,
+                output.argmax(dim=1).tolist(),
+                output.round(decimals=_DECIMALS).tolist(),
+            )
+            explanations = [
+                prediction | {"input": input_, "attributions": attribution}
+                for prediction, input_, attribution in zip(
+                    predictions,
+                    instances.tolist(),
+                    attributions.round(decimals=_DECIMALS).tolist(),
+                    strict=True,
+                )
+            ]
+            answer = self._document("explanations", explanations)
+            self.metrics.explanations(len(instances), time.perf_counter() - start)
+        return answer
+
+    def _failure(self, failure: Exception, ids: Iterable[str]) -> RequestError:
+        """Log what the model raised on some requests, and make their error of it.
+
+        TorchServe would answer 503 to what is raised to it, and clients would send it again.
+        """
+        logger.error(
+            "model %s failed on a batch, of requests %s",
+            self.card.name,
+            ", ".join(ids),
+            exc_info=failure,
+        )
+        if isinstance(failure, MemoryError | torch.OutOfMemoryError):
+            return OutOfMemoryError("the batch does not fit into memory")
+        return HandlerError("the model failed on this batch")
 
     def _not_finite(self, query: Query, id_: str) -> RequestError:
         """Tell who is to blame for an output that JSON cannot express, NaN or infinity."""
@@ -204,10 +275,33 @@ class BatchHandler:
         Raises:
             RequestError: the request is refused; the error says why.
         """
+        if "content-encoding" in headers:
+            raise UnsupportedMediaTypeError(
+                f"expected a body that is not compressed, got the Content-Encoding "
+                f"{headers['content-encoding']!r:.40}"
+            )
+        is_explained = headers.get("explain") == "True"  # TorchServe, for its path /explanations
+        if is_explained:
+            # Not after the forward: what is put off would have cost more than its refusal.
+            self.allowance.check()
         body = body_of(request, headers.get("x-content-type", ""))
-        if isinstance(body, bytes | bytearray):
-            return self.parse_body(body)
-        return self.parse_document(body)
+        is_raw = isinstance(body, bytes | bytearray)
+        json_length = headers.get(_JSON_LENGTH)
+        if json_length is not None and is_raw:
+            document, binary = v2.split(body, json_length)
+            query = Query(*v2.parse(document, self.card, binary))
+        elif is_v2(headers):
+            query = Query(*v2.parse(parse_json(body) if is_raw else body, self.card))
+        else:
+            query = self.parse_body(body) if is_raw else self.parse_document(body)
+        if not is_explained:
+            return query
+        count = len(query.instances) // self.model.numbers_per_instance
+        if count > MAX_EXPLAINED:
+            raise PayloadTooLargeError(
+                f"expected 1 to {MAX_EXPLAINED} instances to explain, got {count}"
+            )
+        return replace(query, is_explained=True)
 
     def parse_body(self, body: bytes | bytearray) -> Query:
         """Read a body as it arrived."""
@@ -216,8 +310,7 @@ class BatchHandler:
     def parse_document(self, document: Any) -> Query:
         """Read a decoded JSON body."""
         if isinstance(document, dict) and "inputs" in document:
-            instances, id_ = v2.parse(document, self.card)
-            return Query(instances, is_v2=True, id=id_)
+            return Query(*v2.parse(document, self.card))
         return Query(concatenate(self.parse_instances(instances_of(document))))
 
     def parse_instances(self, values: Sequence[Any]) -> list[Numbers]:
@@ -230,7 +323,9 @@ class BatchHandler:
         """Read one instance in the model's shape; `where` is its name in an error."""
         return parse_numbers(value, self.card.input_shape, self.card.input_bounds, where)
 
-    def answer(self, query: Query, labels: list[int], probabilities: list[list[float]]) -> bytes:
+    def answer(
+        self, query: Query, labels: list[int], probabilities: list[list[float]]
+    ) -> v2.Answer:
         """Serialise the answer to a query.
 
         Args:
@@ -241,12 +336,13 @@ class BatchHandler:
         Raises:
             ValueError: a number is not finite.
         """
-        if query.is_v2:
-            return v2.answer(self.card, query.id, labels, probabilities)
-        predictions = map(self.prediction, labels, probabilities)
-        document: dict[str, Any] = {"model": self.card.name, "version": self.card.version}
-        document["predictions"] = list(predictions)
-        return json.dumps(document, allow_nan=False).encode()
+        if query.options:
+            return v2.answer(self.card, query.options, labels, probabilities)
+        return self._document("predictions", list(map(self.prediction, labels, probabilities)))
+
+    def _document(self, key: str, items: list[dict[str, Any]]) -> v2.Answer:
+        document = {"model": self.card.name, "version": self.card.version, key: items}
+        return v2.Answer(json.dumps(document, allow_nan=False).encode())
 
     def prediction(self, label: int, probabilities: list[float]) -> dict[str, Any]:
         """Describe one instance's prediction."""
@@ -261,6 +357,11 @@ def headers_of(context: Any, index: int) -> dict[str, str]:
     """The headers of a request, by name in lower case."""
     headers = context.get_all_request_header(index)
     return {name.lower(): value for name, value in headers.items()}
+
+
+def is_v2(headers: Mapping[str, str]) -> bool:
+    """Whether a request came by a path of the Open Inference Protocol: the front door says so."""
+    return headers.get("x-protocol") == "v2"
 
 
 def is_http(headers: Mapping[str, str]) -> bool:

@@ -24,9 +24,12 @@ class RequestError(Exception):
         """Response headers besides the content type."""
         return {}
 
-    def body(self, **more: Any) -> bytes:
-        """JSON with code, type and message, as TorchServe's frontend writes its own errors."""
-        error = {"code": self.code, "type": self.type, "message": str(self)}
+    def body(self, is_v2: bool = False, **more: Any) -> bytes:
+        """JSON with code, type and message, as TorchServe's frontend writes its own errors.
+
+        The Open Inference Protocol calls the message `error`.
+        """
+        error = {"code": self.code, "type": self.type, "error" if is_v2 else "message": str(self)}
         return json.dumps(error | more).encode()
 
 
@@ -40,7 +43,7 @@ class PayloadTooLargeError(RequestError):
 
 
 class UnsupportedMediaTypeError(RequestError):
-    """The body is not an image of a supported format: 415."""
+    """The body is compressed, or not an image of a supported format: 415."""
 
     code = 415
     phrase = "Unsupported Media Type"

@@ -14,7 +14,7 @@ from handler.card import ModelCard
 from handler.errors import RequestError, all_errors
 
 SECONDS = (250e-6, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-STAGES = ("parse", "forward", "respond")
+STAGES = ("parse", "forward", "respond", "explain")
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 
@@ -50,9 +50,16 @@ class Metrics:
         self._rejected = {reason: rejected.labels(*model, reason) for reason in reasons}
         predictions = counter("inference_predictions_total", "Answers, by label.", "label")
         self._predictions = [predictions.labels(*model, i) for i in range(len(card.classes))]
+        self._explanations = counter(
+            "inference_explanations_total", "Instances explained, which are not counted as answers."
+        ).labels(*model)
         self._instances = counter("inference_instances_total", "Instances answered.").labels(*model)
-        stages = histogram("inference_stage_seconds", "Time of a batch in each stage.", "stage")
-        self._stages = [stages.labels(*model, stage) for stage in STAGES]
+        stages = histogram(
+            "inference_stage_seconds",
+            "Time of a batch in each stage, or of a request where it is explained.",
+            "stage",
+        )
+        *self._stages, self._explain = (stages.labels(*model, stage) for stage in STAGES)
         self._batch = histogram("inference_batch_seconds", "Time of a batch.").labels(*model)
         self._queue = histogram(
             "inference_queue_seconds", "From X-Request-Start to the handler."
@@ -98,9 +105,14 @@ class Metrics:
         observe_all(self._batch, (seconds,))
 
     def stages(self, *seconds: float) -> None:
-        """Record the seconds that a batch spent in each of `STAGES`, as far as it came."""
+        """Record the seconds that a batch spent in the first of `STAGES`, as far as it came."""
         for stage, duration in zip(self._stages, seconds, strict=False):
             observe_all(stage, (duration,))
+
+    def explanations(self, instances: int, seconds: float) -> None:
+        """Record a request of so many instances that took so long to explain."""
+        self._explanations.inc(instances)
+        observe_all(self._explain, (seconds,))
 
     def predictions(self, labels: list[int], confidences: list[float]) -> None:
         """Record the label of each answered instance, and that label's probability."""

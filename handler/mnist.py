@@ -2,11 +2,10 @@
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from handler.allowance import Allowance
 from handler.batching import BatchHandler, Query
 from handler.errors import PayloadTooLargeError, RequestError, UnsupportedMediaTypeError
 from handler.images import MAX_SIDE, Picture, decode_plain
@@ -21,14 +20,6 @@ _CHEAP = 1 << 20
 
 class MnistHandler(BatchHandler):
     """Takes the bytes of one image, or instances that are base64 images or rows of numbers."""
-
-    def __init__(self) -> None:
-        self.allowance = Allowance()
-
-    def handle(self, requests: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
-        """Answer a batch."""
-        self.allowance.begin_batch(len(requests))
-        return super().handle(requests, context)
 
     def parse_body(self, body: bytes | bytearray) -> Query:
         """Read an image whatever the content type says: none begins as JSON does."""

@@ -53,7 +53,6 @@ class ScriptedModel:
             else CpuForward(module, self._shape)
         )
 
-    @torch.inference_mode()
     def __call__(self, numbers: Numbers) -> torch.Tensor:
         """Run a batch.
 
@@ -63,8 +62,16 @@ class ScriptedModel:
         Returns:
             Probabilities, float64 [n, classes] on the CPU; each row sums to 1.
         """
+        return self.run(self.tensor(numbers))
+
+    def tensor(self, numbers: Numbers) -> torch.Tensor:
+        """The same numbers as a tensor [n, *shape], uint8 or float32."""
         flat = torch.frombuffer(numbers, dtype=_DTYPES[numbers.typecode])
-        instances = flat.view(-1, *self._shape)
+        return flat.view(-1, *self._shape)
+
+    @torch.inference_mode()
+    def run(self, instances: torch.Tensor) -> torch.Tensor:
+        """As `__call__`, of a tensor [n, *shape] on the CPU."""
         if len(instances) <= self._forward.max_batch:
             return self._forward(instances).double()
         parts = instances.split(self._forward.max_batch)

@@ -83,16 +83,17 @@ def _scenarios(finished: Finished) -> Table:
 
 def _served(finished: Finished) -> Table:
     stages = ["queue", "parse", "forward", "respond", "batch"]
-    head = ["server, ms a batch", "requests", "batch size", *stages]
+    head = ["server, ms a batch", "answers", "refused", "batch size", *stages]
     rows: list[Sequence[Any]] = [
         [
             model,
-            sum(side.codes.values()),
+            sum(side.answers.values()),
+            side.refused,
             f"{side.batch:.1f}",
             *(f"{side.milliseconds[stage]:.2f}" for stage in stages),
         ]
         for model, side in finished.served.items()
-        if side.codes
+        if side.answers
     ]
     return head, rows
 

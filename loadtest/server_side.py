@@ -9,9 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.recorder import Results
 
-# Answers of TorchServe itself, for overload and for an unknown model: the handler never sees them.
-_BEFORE_THE_HANDLER = {"503", "404"}
 _NO_ANSWER = "0"
+_PREFIXES = ("inference_", "serving_responses_total", "serving_refused_total")
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -20,7 +19,7 @@ class ScrapeError(Exception):
 
 
 def scrape(url: str) -> dict[Sample, float]:
-    """Scrape the handler's metrics: the value of every sample, by name and labels.
+    """Scrape what the handler and the front door count: every sample, by name and labels.
 
     Raises:
         ScrapeError: there is no answer, or it has none of these metrics.
@@ -34,9 +33,9 @@ def scrape(url: str) -> dict[Sample, float]:
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(response.text)
         for sample in family.samples
-        if sample.name.startswith("inference_")
+        if sample.name.startswith(_PREFIXES)
     }
-    if not samples:
+    if not any(name.startswith("inference_") for name, _ in samples):
         raise ScrapeError(f"{url} has no inference_ metrics: is it the telemetry address?")
     return samples
 
@@ -46,13 +45,18 @@ class ModelSide:
     """The server's counters of one model over a run.
 
     Attributes:
-        codes: requests by status.
+        codes: requests that reached the handler, by status.
+        answers: answers of the front door, by class of status such as `2xx`; the handler's are
+            among them.
+        refused: requests that the front door refused, as their turn did not come.
         batch: mean number of requests in a batch.
         milliseconds: means, of a batch in each stage and as a whole (`batch`), and of a request
             between the generator and the handler (`queue`).
     """
 
     codes: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
     batch: float = 0.0
     milliseconds: dict[str, float] = field(default_factory=dict)
 
@@ -70,6 +74,10 @@ def difference(
         side = models.setdefault(model, ModelSide())
         if name == "inference_requests_total" and grown:
             side.codes[by_name["code"]] += round(grown)
+        elif name == "serving_responses_total" and grown:
+            side.answers[by_name["code"]] += round(grown)
+        elif name == "serving_refused_total":
+            side.refused += round(grown)
         elif name.endswith(("_sum", "_count")):
             key = name + by_name.get("stage", "")
             sums[model, key] = sums.get((model, key), 0.0) + grown
@@ -100,14 +108,17 @@ def mismatches(results: Results, served: Mapping[str, ModelSide]) -> list[str]:
         for name, scenario in results.scenarios.items():
             if name.partition("-")[0] == model:
                 sent.update(scenario.codes)
-        found += _mismatches(model, sent, served.get(model, ModelSide()).codes)
+        found += _mismatches(model, sent, served.get(model, ModelSide()).answers)
     return found
 
 
-def _mismatches(model: str, sent: Counter[str], served: Counter[str]) -> Iterable[str]:
-    unanswered = sent.pop(_NO_ANSWER, 0)
+def _mismatches(model: str, codes: Counter[str], served: Counter[str]) -> Iterable[str]:
+    unanswered = codes.pop(_NO_ANSWER, 0)
+    sent: Counter[str] = Counter()
+    for code, count in codes.items():
+        sent[f"{code[0]}xx"] += count
     more = 0
-    for code in sorted((sent.keys() | served.keys()) - _BEFORE_THE_HANDLER):
+    for code in sorted(sent.keys() | served.keys()):
         surplus = served[code] - sent[code]
         if surplus < 0:
             yield f"{model}: {sent[code]} answers {code} came, the server counted {served[code]}"

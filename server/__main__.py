@@ -1,4 +1,4 @@
-"""`python -m server`: serve the model store until a signal comes, or have a server reload it."""
+"""`python -m server`: serve the model store until a signal comes, or reload a running server."""
 
 import argparse
 import json
@@ -63,7 +63,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def reload(telemetry: str, startup_timeout: float) -> int:
-    """Have the server at a telemetry URL serve its store as it is now, and print how it went."""
+    """Have the server at a telemetry URL serve its store as it is now, and print the outcome."""
     request = urllib.request.Request(f"{telemetry}/reload", method="POST")  # noqa: S310 (http)
     try:
         with urllib.request.urlopen(request, timeout=startup_timeout + 60) as answer:  # noqa: S310

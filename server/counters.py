@@ -1,4 +1,4 @@
-"""Counters of processes that follow each other, so that none goes down when one is replaced."""
+"""Counters summed over successive processes, so that none goes down when one is replaced."""
 
 import re
 import threading
@@ -10,7 +10,7 @@ _TYPE = re.compile(r"^# TYPE (\S+) (\S+)$")
 
 
 class Succession:
-    """The metrics of a process that may be replaced, as if it were one.
+    """The metrics of successive processes, as if they were one.
 
     Counters and histograms are summed over all processes; everything else is the newest one's.
     """
@@ -21,20 +21,20 @@ class Succession:
         self._ended: dict[tuple[str, str], float] = {}
 
     def update(self, process: str, text: bytes) -> None:
-        """Take what a process says now, in the text format; the last new name is the newest."""
+        """Set the current metrics of a process, in the text format; a new name is the newest."""
         with self._lock:
             if text:
                 self._texts[process] = text.decode()
 
     def end(self, process: str) -> None:
-        """A process has ended: what it counted is kept, and all else forgotten."""
+        """End a process: its counts are kept, everything else is dropped."""
         with self._lock:
             text = self._texts.pop(process, "")
             for key, value in _counters(text):
                 self._ended[key] = self._ended.get(key, 0.0) + value
 
     def total(self, name: str, proxy: str) -> float:
-        """The sum of a counter of HAProxy's over all label sets of one proxy."""
+        """The sum of one of HAProxy's counters over all label sets of a proxy."""
         pattern = re.compile(rf'^{name}\{{proxy="{proxy}"[^}}]*\}} (\S+)$', re.MULTILINE)
         return sum(map(float, pattern.findall(self.text().decode())))
 

@@ -1,9 +1,9 @@
-"""The front door: HAProxy, its configuration, and what the server asks of it.
+"""The front door: HAProxy, its configuration, and the server's requests to it.
 
-A door is not changed while it runs. What changes (models, tokens, a certificate) makes a new door,
-which takes over the listening sockets; the old one answers what it has accepted, tells each
-connection to close with its next answer, and ends. So a connection never sees one generation of
-models after another and then the first again.
+A running door is not changed. New models, tokens or a new certificate make a new door, which takes
+over the listening sockets; the old one answers what it has accepted, tells each connection to close
+with its next answer, and ends. So a connection never goes back and forth between generations of
+models.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ MAX_BODY = 1 << 20
 # sent again, and is in the door as a whole before it takes a slot.
 SMALL_BODY = 14_000
 MAX_CONNECTIONS = 4096
-# Of a body in TorchServe's heap: as it arrives, as the job's byte array, and encoded for the
+# Copies of a body in TorchServe's heap: as it arrives, as the job's byte array, and encoded for the
 # worker. 40 requests of 1 MiB that wait for a slow handler raise what is left after a collection by
 # 1.05 MiB each, and the peak before one by 2.3 MiB; the rest is for answers and for other JVMs.
 COPIES = 6
-# Of the heap, what all bodies with their copies may take, and of that the small ones.
+# The share of the heap for all bodies with their copies, and the small ones' share of that.
 _BODY_SHARE, _SMALL_SHARE = 0.5, 0.25
 _TEMPLATE = Path(__file__).parent / "haproxy.cfg.j2"
-# HAProxy says these of a door that stops, and of every start.
+# HAProxy prints these when a door stops, and at every start.
 _HARMLESS = re.compile(
     r"Proxy \S+ stopped|haproxy version is|path to executable is|Some warnings were found"
 )
@@ -58,7 +58,7 @@ class Route:
     Attributes:
         name: the model's name.
         default: the version that answers requests that name none.
-        versions: those that there are.
+        versions: all that are served.
         small: requests with a body of up to `SMALL_BODY` bytes that may be in TorchServe at once.
         large: likewise with a body up to `MAX_BODY`.
     """
@@ -179,7 +179,7 @@ class Door:
     ) -> None:
         """Start the process, and wait until it accepts.
 
-        Call it from a thread that lives as long as the server, like `TorchServe.start`.
+        Call it from a thread that lives as long as the server, as with `TorchServe.start`.
 
         Args:
             routes: to the models; none while they are loading.
@@ -236,7 +236,7 @@ class Door:
         )
 
     def _wait_until_open(self) -> None:
-        """HAProxy listens everywhere before it answers at its admin socket."""
+        """Wait for the admin socket: by the time it answers, HAProxy listens everywhere."""
         waiting = threading.Event()
         for _ in range(500):
             if self.exit_code is not None:
@@ -275,10 +275,10 @@ class Door:
         return self._process.poll() if self._process else None
 
     def command(self, text: str) -> str:
-        """What HAProxy answers to a command of its runtime API.
+        """Run a command of HAProxy's runtime API and return its answer.
 
         Raises:
-            OSError: no answer, as from a process that stands still or is gone.
+            OSError: no answer, as from a process that is frozen or gone.
         """
         if self._admin is None:
             raise ConnectionError("the door is closed")
@@ -286,7 +286,7 @@ class Door:
             self._admin.sendall(f"{text}\n".encode())
             return _until_prompt(self._admin)
         except OSError:
-            # Half an answer would be taken for the next one.
+            # The rest of this answer would be taken for the next one.
             self._admin.close()
             self._admin = None
             raise
@@ -306,12 +306,15 @@ class Door:
         Raises:
             OSError: see `command`.
         """
+        return int(self._frontend()["scur"])
+
+    def _frontend(self) -> dict[str, str]:
         stats = self.command("show stat door 1 -1").splitlines()
         names, values = (line.lstrip("# ").split(",") for line in stats[:2])
-        return int(dict(zip(names, values, strict=False))["scur"])
+        return dict(zip(names, values, strict=False))
 
     def metrics(self) -> bytes:
-        """The metrics of HAProxy's exporter; the last ones where it does not answer."""
+        """The metrics of HAProxy's exporter; the last ones if it does not answer."""
         with self._lock:
             if self._is_stopping or self.exit_code is not None:
                 return self._last_metrics
@@ -337,17 +340,25 @@ class Door:
             self.command("set var proc.draining bool(1)")
 
     def stop_accepting(self) -> None:
-        """Accept no further connection; answer what comes over those that there are."""
+        """Accept no further connection; answer requests on existing ones.
+
+        It has stopped accepting when this returns, so that whoever connects after a reload was
+        answered meets the new models.
+        """
         with self._lock:
             self._read_metrics()
             self._is_stopping = True
         if self._process:
             self._process.send_signal(signal.SIGUSR1)
+        waiting = threading.Event()
+        with contextlib.suppress(OSError):
+            while self.exit_code is None and self._frontend()["status"] != "STOP":
+                waiting.wait(0.005)
 
     def finish(self) -> bytes:
         """End the process, and return its last metrics.
 
-        The connection to the exporter was kept for this: a door that stops accepts no other.
+        The connection to the exporter was kept for this: a stopping door accepts no other.
         """
         with self._lock:
             if self.exit_code is None and self._exporter is not None:

@@ -1,4 +1,4 @@
-"""The metrics of every worker there is and was, as Prometheus reads them."""
+"""The metrics of all workers, dead ones included, in Prometheus's format."""
 
 import contextlib
 import struct
@@ -17,8 +17,8 @@ _RETRIES = 4
 class Exposition:
     """Reads the files that workers write.
 
-    A worker that died leaves its files. What they counted is added to one file for all the dead,
-    so that no counter goes down and the directory does not grow with every restart.
+    A worker that died leaves its files. Their counts are added to one file for all dead workers, so
+    that no counter goes down and the directory does not grow with every restart.
 
     Args:
         directory: what `PROMETHEUS_MULTIPROC_DIR` is for the workers.
@@ -41,7 +41,7 @@ class Exposition:
             return generate_latest(registry)
 
     def _fold(self) -> None:
-        """Add up the files of the dead."""
+        """Add up the files of dead workers."""
         for kind in ("counter", "histogram"):
             dead = [file for file in self._directory.glob(f"{kind}_*.db") if _is_dead(file)]
             if not dead:
@@ -49,7 +49,7 @@ class Exposition:
             folded = self._directory / f"{kind}_dead.db"
             totals: dict[str, float] = {}
             files = [*dead, folded] if folded.exists() else dead
-            for file in (file for file in files if file.stat().st_size):  # killed at its first step
+            for file in (file for file in files if file.stat().st_size):  # killed as it created it
                 for key, value, *_ in MmapedDict.read_all_values_from_file(str(file)):
                     totals[key] = totals.get(key, 0.0) + value
             partial = self._directory / f"{kind}.partial"

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The Python that TorchServe starts its workers with.
+"""The interpreter with which TorchServe starts its workers.
 
 It runs TorchServe's own worker with three changes. It leaves a file in the run's directory for each
-worker process, so that restarts can be counted. It leaves another with the reason where a model
-failed to load, which TorchServe itself tells nobody. And it reads requests from the frontend
-through a buffer: TorchServe's reader makes a system call for every field, about thirty a request.
+worker process, so that restarts can be counted. It leaves another with the reason if a model fails
+to load, which TorchServe itself does not report. And it reads requests from the frontend through a
+buffer: TorchServe's reader makes a system call for every field, about thirty per request.
 """
 
 import functools
@@ -22,12 +22,12 @@ from urllib.parse import quote
 RUN_DIRECTORY = "SERVER_RUN_DIRECTORY"
 STARTED = "started"
 FAILED = "failed"
-# The failure of this launcher itself, whatever model the worker was for.
+# For a failure of this launcher itself, whatever the worker's model.
 LAUNCHER_FAILURE = "launcher.json"
 
 
 def failure_file(run_directory: Path, name: str, version: str) -> Path:
-    """Where the reason is that a model failed to load."""
+    """The file with the reason why a model failed to load."""
     return run_directory / FAILED / f"{quote(name, safe='')}@{quote(version, safe='')}.json"
 
 

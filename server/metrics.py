@@ -13,9 +13,9 @@ from prometheus_client.registry import Collector
 from server.watcher import Snapshot
 
 _MODEL = ("model", "version")
-# The split whose predictions say what to expect of each label: the one looked at once.
+# The split whose predictions give the expected share of each label: evaluated once.
 _SPLIT = "test"
-# What clients saw of each model, by the door's own metrics: the name there, ours and its help.
+# What clients saw of each model: the name of the door's metric, ours, and its help.
 _OF_CLIENTS = (
     (
         "haproxy_backend_http_responses_total",
@@ -33,7 +33,7 @@ RELOAD_RESULTS = ("done", "refused")
 
 @dataclass
 class Tally:
-    """What the server itself counts.
+    """Counts of the server itself.
 
     Attributes:
         torchserve_starts: TorchServe processes started.
@@ -52,9 +52,9 @@ class ServerMetrics(Collector):
     """The metrics of the server process.
 
     Args:
-        snapshot: gives the last one.
-        tally: what the server counts.
-        missing_patches: gives the names of the patches that this TorchServe does not take.
+        snapshot: returns the last one.
+        tally: the server's counts.
+        missing_patches: returns the names of the patches that do not fit this TorchServe.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class ServerMetrics(Collector):
         self._registry.register(self)
 
     def text(self, door: bytes) -> bytes:
-        """All of them in the text format, with those that follow from the door's metrics."""
+        """All metrics in the text format, with those derived from the door's."""
         return generate_latest(self._registry) + _of_clients(door.decode())
 
     def describe(self) -> list[Metric]:
-        """Nothing: a registry would otherwise collect to know the names."""
+        """Return nothing, or the registry would collect to know the names."""
         return []
 
     def collect(self) -> Iterator[Metric]:

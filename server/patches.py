@@ -1,9 +1,9 @@
-"""Two changes to TorchServe's frontend that none of its settings can make.
+"""Two changes to TorchServe's frontend that no setting can make.
 
 Each changes a few bytes of one class of TorchServe 0.12.0, guarded by the SHA-256 of that class.
 The changed copy comes before TorchServe's own jar on the class path; the jar is not touched.
 
-`batch`: no batch waits for company. With a batch size over 1, the frontend takes the first request
+`batch`: no batch waits for more. With a batch size over 1, the frontend takes the first request
 of a batch from its queue and then waits up to `maxBatchDelay` for more, even where nothing else is
 under way; and 1 ms is the least that it accepts. That more than doubles the latency of a request
 that is alone, and under load it is idle time before every batch that is not full. What a worker

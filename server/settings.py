@@ -1,8 +1,8 @@
 """Settings of the server: `config.properties`, overridden by environment variables.
 
 The file is in the format of Java's `Properties`. This process reads it, resolves it with the
-environment, and hands TorchServe a file of its own with the result, so that what TorchServe is told
-is decided in one place.
+environment, and writes the result to a file for TorchServe, so that its settings are decided in one
+place.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import javaproperties
 
-# Keys of this process, not of TorchServe. The environment variable is the key in capitals;
-# TorchServe's own keys have `TS_` before that.
+# Keys of this process, not of TorchServe. The environment variable is the key in capitals, with
+# `TS_` before it for TorchServe's keys.
 _OWN_DEFAULTS = {
     "inference_address": "http://127.0.0.1:8080",
     "telemetry_address": "http://127.0.0.1:8083",
@@ -36,7 +36,7 @@ _TORCHSERVE_DEFAULTS = {
     "default_startup_timeout": "120",
     "vmargs": "",
 }
-# What the environment may also call a key, because TorchServe does.
+# Other names of variables: TorchServe's.
 _ALIASES = {"inference_address": "TS_INFERENCE_ADDRESS"}
 ACCESS_LOGS = ("none", "errors", "all")
 _ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.:\[\]-]+")
@@ -73,11 +73,11 @@ class Settings:
 
     Attributes:
         inference: where the front door listens for HTTP.
-        telemetry: where probes, scrapes and reloads are answered.
+        telemetry: where probes, scrapes and reload requests are answered.
         grpc: where the front door listens for gRPC, or None.
         torchserve: TorchServe's own properties, before this process adds its addresses.
         model_store: the directory of archives.
-        models: archives to serve, by name with or without `.mar`; empty means all there are.
+        models: archives to serve, by name with or without `.mar`; empty means all.
         startup_timeout: seconds until every model must have answered its warm-up prediction.
         drain_grace: seconds after SIGTERM in which new requests are still expected.
         drain_timeout: seconds after the grace in which requests in flight must be answered.
@@ -86,7 +86,7 @@ class Settings:
         wait_for_batch: whether a batch waits up to its model's `maxBatchDelay` for more requests.
         access_log: one of `ACCESS_LOGS`: which requests get a line on standard output.
         tls_certificate: PEM file with a certificate chain and its key, or None for plain HTTP.
-        token_file: file of the SHA-256 digests of bearer tokens, or None to admit everybody.
+        token_file: file with the SHA-256 digests of bearer tokens, or None to admit everybody.
         rate_limit: requests a second that each token or address may send, or 0 for no limit.
         cors_origins: origins whose pages may call the service; `*` is every origin.
         vmargs: options of the JVM.
@@ -177,7 +177,7 @@ class _Reader:
         return self._values[key].strip()
 
     def torchserve(self) -> dict[str, str]:
-        """Everything in the file or the environment that is TorchServe's."""
+        """TorchServe's keys in the file and the environment."""
         aliases = {*_ALIASES.values(), "TS_CONFIG_FILE"}
         environment = {
             variable.removeprefix("TS_").lower(): value
@@ -222,7 +222,7 @@ class _Reader:
         file = Path(self.value(key)).absolute()
         if not file.is_file():
             raise self._unusable(key, "a file")
-        # The door's configuration quotes neither of these.
+        # The door's configuration does not quote paths.
         if re.search(r"[\s'\"\\]", str(file)):
             raise self._unusable(key, "a path without spaces, quotes and backslashes")
         return file

@@ -1,4 +1,4 @@
-"""The model store: which archives there are, and whether they can be served at all."""
+"""The model store: finds archives, and checks that they can be served."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import yaml
 
 from handler.card import CARD_FILE, CONFIG_FILE, ModelCard
 
-# The door has a backend of this name, and a path segment.
+# It is part of a path, and of the name of a backend in the door.
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
@@ -29,8 +29,8 @@ class Archive:
         file: its path.
         name: the model's name, as in the URL.
         version: the model's version, as in the URL.
-        card: None where this project did not build the archive.
-        batch_size: requests that a worker takes at once.
+        card: None if this project did not build the archive.
+        batch_size: the most requests that a worker takes at once.
         sha256: digest of the file.
     """
 
@@ -84,10 +84,10 @@ def find_archives(store: Path, models: tuple[str, ...]) -> list[Archive]:
 
 
 def copy_archives(archives: Sequence[Archive], directory: Path) -> list[Archive]:
-    """Copy archives to a directory, which is made here.
+    """Copy archives to a new directory.
 
-    TorchServe is started from the copies, and started again from them after a crash, so that what
-    is served changes when a reload is asked for and at no other time.
+    TorchServe is started and restarted from the copies, so that only a reload changes what is
+    served.
 
     Raises:
         StoreError: an archive has changed since it was read, or the disk is full.
@@ -106,7 +106,7 @@ def copy_archives(archives: Sequence[Archive], directory: Path) -> list[Archive]
 
 
 def default_versions(archives: Sequence[Archive]) -> dict[str, str]:
-    """By model, the version that answers requests that name none: the highest."""
+    """The version by model that answers requests without one: the highest."""
     defaults: dict[str, str] = {}
     for archive in archives:
         defaults.setdefault(archive.name, archive.version)

@@ -61,7 +61,7 @@ class ServerError(Exception):
 
 @dataclass
 class Generation:
-    """One TorchServe, what it serves, and who watches it."""
+    """One TorchServe with its watcher."""
 
     number: int
     torchserve: TorchServe
@@ -99,20 +99,20 @@ class Generation:
 
 @dataclass
 class Reload:
-    """A change of models that somebody asked for."""
+    """A requested change of models."""
 
     done: threading.Event = field(default_factory=threading.Event)
     status: int = 0
     report: dict[str, Any] = field(default_factory=dict)
 
     def answer(self, code: int, **report: Any) -> None:
-        """Say how it went."""
+        """Give those who wait for it the outcome."""
         self.status, self.report = code, report
         self.done.set()
 
 
 class Failures:
-    """How often something failed lately, and when it may be tried again."""
+    """Failures in a row of something that is retried with back-off."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -120,19 +120,19 @@ class Failures:
         self._until = 0.0
 
     def add(self, reason: str) -> None:
-        """It failed again."""
+        """Count a failure."""
         wait = _BACK_OFF_SECONDS[min(self.count, len(_BACK_OFF_SECONDS) - 1)]
         self.count += 1
         self.reason = reason
         self._until = time.monotonic() + wait
 
     def forget(self) -> None:
-        """It has lasted."""
+        """Start over: it has lasted."""
         self.count = 0
 
     @property
     def may_retry(self) -> bool:
-        """Whether the wait is over."""
+        """Whether the back-off is over."""
         return time.monotonic() >= self._until
 
 
@@ -231,7 +231,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _bind(self, stack: contextlib.ExitStack) -> None:
-        """Bind every address, so that one in use is said before anything is started."""
+        """Bind every address, so that one in use is reported before anything is started."""
         addresses = {"telemetry": self._settings.telemetry, "inference": self._settings.inference}
         if self._settings.grpc:
             addresses["grpc"] = self._settings.grpc
@@ -282,7 +282,7 @@ class Supervisor:
         return f"not ready within {seconds:g} s (TS_DEFAULT_STARTUP_TIMEOUT): {reasons}"
 
     def _announce(self) -> None:
-        """Say what is served, and a request for each model that its card has an example for."""
+        """Print what is served, with the example commands of each model's card."""
         inference, telemetry = self._settings.inference.url, self._settings.telemetry.url
         if self._settings.tls_certificate:
             inference = inference.replace("http:", "https:")
@@ -295,7 +295,7 @@ class Supervisor:
         print("\n".join(lines), flush=True)
 
     def _serve(self) -> None:
-        """Go on until a signal comes."""
+        """Run the loop until a signal comes."""
         while not self._signals:
             self._tend_door()
             self._tend_leaving()
@@ -405,7 +405,7 @@ class Supervisor:
     # --- Reloads.
 
     def reload(self) -> tuple[int, dict[str, Any]]:
-        """Serve the store as it is now; called from other threads, and waits for the end of it."""
+        """Serve the store as it is now; for other threads. Returns when that is done or refused."""
         if self._draining or not self._started:
             state = "draining" if self._draining else "starting"
             return 503, {"status": "refused", "reason": f"the server is {state}"}
@@ -418,7 +418,7 @@ class Supervisor:
         return wanted.status, wanted.report
 
     def _tend_reload(self) -> None:
-        """Begin a reload that was asked for; those who ask meanwhile get the next one."""
+        """Begin a requested reload; requests that come meanwhile get the next one."""
         if self._hang_up:
             self._hang_up = False
             self._reloads.append(Reload())
@@ -460,7 +460,7 @@ class Supervisor:
         generation: Generation | None,
         previous: Generation | None = None,
     ) -> None:
-        """Start a door, and have the one before it leave.
+        """Start a door; the previous one stops accepting and leaves.
 
         Raises:
             DoorError: it did not start; the one before it stays.
@@ -521,7 +521,7 @@ class Supervisor:
         self._door_metrics.end(dead.name)
 
     def _tend_leaving(self) -> None:
-        """End doors that have answered everything, and the generations that only they needed."""
+        """End doors that have answered everything, and the generations that only they used."""
         staying = []
         for door, generation, deadline in self._leaving:
             if time.monotonic() < deadline and _has_clients(door):
@@ -534,7 +534,7 @@ class Supervisor:
         self._leaving = staying
 
     def _files(self) -> tuple[Any, ...]:
-        """What tells whether the files that the door reads have changed."""
+        """The state of the files that the door reads, to compare with a later one."""
         seen = []
         for file in (self._settings.token_file, self._settings.tls_certificate):
             try:
@@ -761,11 +761,11 @@ def bind(address: Address) -> socket.socket:
 
 
 def ignore_new_connections(listener: socket.socket) -> None:
-    """Have the kernel ignore who connects from now on; those who are connected can be accepted.
+    """Have the kernel drop new connections; those already made can still be accepted.
 
-    Closing a socket that listens resets the connections that nobody has accepted yet, and with them
-    requests that were sent: 14 of 1,300 under clients that reconnect for every request. Whoever is
-    ignored tries again a second later, and is then refused.
+    Closing a listening socket resets the connections that are not accepted yet, and with them
+    requests that were sent: 14 of 1,300 under clients that reconnect for every request. A client
+    that is dropped tries again a second later, and is then refused.
 
     The filter is Linux's, of the one instruction to drop every packet (socket(7),
     SO_ATTACH_FILTER). A kernel without it closes as any server does.
@@ -799,7 +799,7 @@ def check_distinct(addresses: list[Address]) -> None:
 
 
 def _is_answering(door: Door) -> bool:
-    """Whether a door has requests under way; one that does not say may have."""
+    """Whether a door has requests under way; if it does not answer, it may have."""
     if door.exit_code is not None:
         return False
     try:

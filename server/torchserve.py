@@ -1,4 +1,4 @@
-"""One TorchServe process with its workers: starts it, asks it, kills it."""
+"""One TorchServe process with its workers: starts, queries and kills it."""
 
 import collections
 import contextlib
@@ -27,9 +27,9 @@ from server.unix import Response, fetch
 
 _PACKAGE = Path(__file__).parent
 _PR_SET_PDEATHSIG = 1
-# Looked up here: between fork and exec, where threads may hold any lock, nothing must be opened.
+# Looked up here: nothing may be opened between fork and exec, as other threads may hold any lock.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-# Of a Unix socket's address, which the kernel caps at 108 bytes with its final zero.
+# Bytes in the path of a Unix socket: the kernel's limit is 108, with the final zero.
 _MAX_SOCKET_PATH = 107
 # Printed at every start.
 _HARMLESS = (
@@ -45,7 +45,7 @@ class TorchServeError(Exception):
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """What the management API says of one model.
+    """The management API's status of one model.
 
     Attributes:
         minimum: workers that it should have.
@@ -64,8 +64,8 @@ class TorchServe:
     Args:
         settings: the configuration of the run.
         archives: what to serve, all in one directory.
-        directory: a directory of its own, which is made here, for sockets, unpacked archives and
-            the notes that workers leave.
+        directory: a directory of its own, created by `start`, for sockets, unpacked archives and
+            the files that workers leave.
         metrics_directory: where workers write their metrics.
 
     Attributes:
@@ -179,7 +179,7 @@ class TorchServe:
         ]
 
     def _environment(self) -> dict[str, str]:
-        """Ours, without TorchServe's variables: they are in its configuration file."""
+        """This process's, without TorchServe's variables: those are in its configuration file."""
         environment = {key: value for key, value in os.environ.items() if key[:3] != "TS_"}
         environment[launcher.RUN_DIRECTORY] = str(self.directory)
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics_directory)
@@ -240,7 +240,7 @@ class TorchServe:
         )
 
     def worker_starts(self) -> int:
-        """How many worker processes there have been: each leaves a file, and none removes it."""
+        """Worker processes started so far: each leaves a file, and none removes it."""
         return sum(1 for _ in (self.directory / launcher.STARTED).iterdir())
 
     def resident_memory(self) -> Iterator[tuple[str, int]]:
@@ -282,7 +282,7 @@ class TorchServe:
         return None
 
     def predict(self, archive: Archive, body: bytes, timeout: float) -> Response:
-        """Ask a model, not through the door.
+        """Request a prediction, past the door.
 
         Raises:
             OSError, http.client.HTTPException: no answer.
@@ -325,7 +325,7 @@ def torchserve_home() -> Path:
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this child when its parent is killed, so that no process is orphaned."""
+    """Have the kernel end this child when its parent dies, so that no process is orphaned."""
     if _prctl:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -338,9 +338,9 @@ def _free_port() -> int:
 
 
 def _from_zero(metrics: bytes) -> bytes:
-    """Add a zero for each class of response that there were none of yet.
+    """Add a zero for each class of responses that has no count yet.
 
-    Prometheus sees no increase in a counter that begins with its first count.
+    Prometheus sees no increase in a counter whose first value is its first count.
     """
     labels = re.search(rb"^Requests2XX({.*?}) ", metrics, re.MULTILINE)
     if labels:

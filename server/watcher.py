@@ -1,8 +1,7 @@
-"""Watches one TorchServe: asks it at a fixed pace, and publishes what it saw.
+"""Polls one TorchServe at a fixed interval, and publishes snapshots of its state.
 
-Everything else that wants to know about TorchServe (probes, scrapes, start-up, reloads) reads the
-last snapshot and waits for nobody, so that a frontend that stands still costs them nothing: with
-the JVM stopped, a scrape that asked TorchServe itself took 12 s.
+Probes, scrapes, start-up and reloads read the last snapshot and wait for nobody, so that a frozen
+frontend costs them nothing: with the JVM stopped, a scrape that asked TorchServe itself took 12 s.
 """
 
 import collections
@@ -18,25 +17,25 @@ from dataclasses import dataclass, field
 from server.store import Archive
 from server.torchserve import ModelStatus, TorchServe
 
-# Between looks. A probe learns of a dead worker this much later; a look costs the JVM about 2 ms.
+# Between polls. A probe learns of a dead worker this much later; a poll costs the JVM about 2 ms.
 _INTERVAL_SECONDS = 0.25
 _TIMEOUT_SECONDS = 2.0
 _WARM_UP_SECONDS = 10.0
-# A frontend that has not answered for so long cannot be said to be ready.
+# A frontend that has not answered for so long does not count as ready.
 STALE_SECONDS = 3.0
 NO_ANSWER = "TorchServe is not answering"
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """One model, as it was seen last.
+    """The last known state of one model.
 
     Attributes:
-        archive: which.
-        reason: why it cannot answer, or None where it can.
-        failure: why its worker failed to load it, where that is the reason.
-        workers: how many have loaded it.
-        minimum: how many there should be.
+        archive: the model's archive.
+        reason: why it cannot answer, or None if it can.
+        failure: why its worker failed to load it, if that is the reason.
+        workers: workers that have loaded it.
+        minimum: workers that it should have.
         queued: requests that wait in TorchServe for a worker.
     """
 
@@ -50,15 +49,15 @@ class ModelState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was seen of TorchServe.
+    """The state of TorchServe at one poll.
 
     Attributes:
         models: in the order of the archives.
-        answered: `time.monotonic` of the last look in which TorchServe answered everything; of the
-            start before the first.
-        looked: `time.monotonic` of the begin of the last look that came to its end.
+        answered: `time.monotonic` of the last poll in which TorchServe answered everything; before
+            the first, of the start.
+        looked: `time.monotonic` at the beginning of the last poll that was completed.
         given_up: whether TorchServe has stopped restarting a worker.
-        worker_starts: worker processes so far.
+        worker_starts: worker processes started so far.
         memory: resident bytes by kind of process, as of the last `Watcher.refresh`.
         metrics: TorchServe's own, in the text format, as of the last `Watcher.refresh` that it
             answered.
@@ -83,20 +82,20 @@ class Snapshot:
         return self.age < STALE_SECONDS and not any(model.reason for model in self.models)
 
     def reason(self, model: ModelState) -> str | None:
-        """Why a model cannot answer now, or None where it can."""
+        """Why a model cannot answer now, or None if it can."""
         if model.reason is None and self.age >= STALE_SECONDS:
             return f"TorchServe has not answered for {self.age:.0f} s"
         return model.reason
 
 
 class Watcher:
-    """Asks one TorchServe in a thread of its own, from `start` until `stop`.
+    """Polls one TorchServe in a thread of its own, from `start` until `stop`.
 
     Args:
         torchserve: a process that was started.
 
     Attributes:
-        snapshot: what was seen last; never changed, only replaced.
+        snapshot: the last one; never changed, only replaced.
     """
 
     def __init__(self, torchserve: TorchServe) -> None:
@@ -114,17 +113,17 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start polling."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the watching; the last snapshot stays."""
+        """Stop polling; the last snapshot stays."""
         self._stop.set()
         self._wake.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def refresh(self, timeout: float) -> Snapshot:
-        """A snapshot of now, or the last where TorchServe takes longer than `timeout` seconds."""
+        """A new snapshot, or the last if TorchServe takes longer than `timeout` seconds."""
         asked = time.monotonic()
         self._wants_metrics.set()
         self._wake.set()
@@ -161,7 +160,7 @@ class Watcher:
                     metrics = self._torchserve.metrics(_TIMEOUT_SECONDS)
                 given_up = self._torchserve.has_given_up(_TIMEOUT_SECONDS)
                 answered = time.monotonic()
-        if is_scrape:  # it looks through all processes of the machine for the workers
+        if is_scrape:  # it iterates over all processes of the machine
             memory = collections.Counter()
             for kind, resident in self._torchserve.resident_memory():
                 memory[kind] += resident
@@ -194,17 +193,17 @@ class Watcher:
         )
 
     def _warm_up(self, archive: Archive, workers: frozenset[int]) -> str | None:
-        """Have workers that are new answer the example of the model's card; why they do not yet."""
+        """Send new workers the example of the model's card; return why they do not answer yet."""
         if archive.card is None or workers <= self._warm.get(archive.key, frozenset()):
             return None
         warmed, future = self._warming.get(archive.key, (None, None))
         if warmed != workers or future is None:
             future = self._pool.submit(self._warm_up_reason, archive)
             self._warming[archive.key] = (workers, future)
-        # Most take a few milliseconds, and are then over within this look.
+        # Most take a few milliseconds, and are over within this poll.
         with contextlib.suppress(TimeoutError):
             reason = future.result(_INTERVAL_SECONDS)
-            del self._warming[archive.key]  # asked again at the next look, should it have failed
+            del self._warming[archive.key]  # repeated at the next poll if it failed
             if reason is None:
                 self._warm[archive.key] = workers
             return reason

@@ -1,4 +1,4 @@
-"""What pods of a rendering find around them."""
+"""The environment of a rendering's pods: ConfigMaps, Secrets and volumes."""
 
 import itertools
 import json
@@ -10,22 +10,22 @@ from tests.deploy.resources import Resources
 
 
 def substitute(text: str, old: str, new: str) -> str:
-    """Other text in one place, which has to be there."""
+    """Replace a text that must occur exactly once."""
     assert text.count(old) == 1, old
     return text.replace(old, new)
 
 
 class Cluster:
-    """What pods of a rendering find: its ConfigMaps, and what an operator makes by hand.
+    """A rendering with its ConfigMaps, and with what an operator creates by hand.
 
     Args:
         rendering: one of `RENDERINGS`.
         directory: for all files.
-        given: directories that play Secrets and claims, by name.
+        given: directories in place of Secrets and claims, by name.
 
     Attributes:
         resources: the rendering.
-        sources: all the directories by name, those that were given and ConfigMaps.
+        sources: directories by name, of ConfigMaps and those given.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Cluster:
                 (self.sources[name] / file).write_text(text)
 
     def change(self, file: str, old: str, new: str) -> None:
-        """Other text in one place of a ConfigMap's file, which has to be there."""
+        """Replace a text that occurs exactly once in a ConfigMap's file."""
         (path,) = self._directory.glob(f"*/{file}")
         path.write_text(substitute(path.read_text(), old, new))
 
     def pod(
         self, workload: str, *changes: tuple[str, str], hosts: Mapping[str, str] | None = None
     ) -> Pod:
-        """One of a workload, whose template has other text in some places."""
+        """A pod of a workload, with some texts of its template replaced."""
         text = json.dumps(dict(self.resources.pods())[workload])
         for old, new in changes:
             text = substitute(text, old, new)

@@ -1,4 +1,4 @@
-"""The images, built once, and pods of them that every test may ask."""
+"""The images, built once, and pods of them that tests share."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from training.registry import MODELS
 def figures(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:
-    """What is measured on the way, for image-test.json."""
+    """Measurements of the tests, written to image-test.json."""
     found: dict[str, Any] = {}
     yield found
     text = json.dumps(found, indent=2)
@@ -40,7 +40,7 @@ def figures(
 
 @pytest.fixture(scope="package")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Of builds on this machine. Podman is there as long as this is."""
+    """Options of builds on this machine. Podman is set up while this fixture lives."""
     program("kubectl")
     directory = tmp_path_factory.mktemp("engine")
     with engine(directory):
@@ -49,11 +49,8 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="package")
 def context(options: list[str], store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository as it is now, with archives that are current.
-
-    Those need podman first: without it nothing has to be trained.
-    """
-    assert options
+    """A copy of the repository as it is now, with current archives."""
+    assert options  # without podman nothing needs to be trained
     copied = tmp_path_factory.mktemp("context")
     copy_repository(copied)
     for model in MODELS:
@@ -63,7 +60,7 @@ def context(options: list[str], store: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="package")
 def images(options: list[str], context: Path, figures: dict[str, Any]) -> dict[str, str]:
-    """Names of the images by target, all built."""
+    """Tags by target of the images, all built."""
     built = {target: image_of(name) for target, name in TARGETS.items()}
     for target, tag in built.items():
         earlier = podman("images", "--quiet", "--no-trunc", tag).stdout.strip()
@@ -75,7 +72,7 @@ def images(options: list[str], context: Path, figures: dict[str, Any]) -> dict[s
         image = inspect("image", tag)
         figures[f"{target}_megabytes"] = image["Size"] / 1e6
         if earlier and not earlier.endswith(image["Id"]):
-            # It has lost its name to this one, and nobody else would remove it.
+            # The new image has taken its tag, and nothing else would remove it.
             podman("rmi", earlier)
     return built
 
@@ -99,7 +96,7 @@ def server(images: dict[str, str], gateway: Cluster) -> Iterator[Pod]:
 
 @pytest.fixture(scope="package")
 def digits(server: Pod) -> list[Digit]:
-    """Those of MNIST's test set that the model knows."""
+    """Digits of MNIST's test set that the model classifies correctly."""
     every = load_digits()
     known = [digit for digit in every if label(server.url("http"), digit.png) == digit.label]
     assert len(known) >= 0.98 * len(every)

@@ -2,11 +2,11 @@
 
 A pod's template is translated to options of `podman run`: image, command, environment, user,
 capabilities, read-only root, no new privileges, seccomp profile, memory limit, volumes, probes,
-preStop hook and the time to stop. Each pod has an address of its own on podman's bridge. A field
-that the translation does not know is an error.
+preStop hook and termination grace period. Each pod has its own address on podman's bridge. An
+unknown field is an error.
 
-What a cluster alone shows is not covered: the kubelet (it probes, restarts and evicts; here the
-tests ask the probes' paths), its refusal of root where `runAsNonRoot` is set, service accounts,
+Not covered is what only a cluster shows: the kubelet (it probes, restarts and evicts; here the
+tests request the probes' paths), its refusal of root where `runAsNonRoot` is set, service accounts,
 NetworkPolicies, scheduling and spreading, requests and limits of disk space, names by DNS (here
 lines of /etc/hosts), and a Service in the kernel (here tests.deploy.traffic.Service).
 """
@@ -24,7 +24,7 @@ from loadtest.servers import wait_until
 from tests.deploy.engine import inspect, podman
 from tests.deploy.resources import Document, containers, ports
 
-# Of each part of a template: fields that are translated, and fields that only a cluster can heed.
+# For each part of a template: fields that are translated, and fields that only a cluster honours.
 _FIELDS = {
     "pod": (
         "containers initContainers securityContext terminationGracePeriodSeconds volumes",
@@ -55,7 +55,7 @@ _FIELDS = {
 
 
 class UntranslatedError(Exception):
-    """A template asks for something that this module does not know of."""
+    """A template has a field that this module does not translate."""
 
 
 def _known(part: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -66,13 +66,13 @@ def _known(part: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class Pod:
-    """A pod of one container, and of those that prepare it. In a `with` block it runs.
+    """A pod of one container and its init containers. It runs inside a `with` block.
 
     Args:
         template: of a workload.
-        directory: for its volumes on disk; an own one for each pod.
-        sources: directories that play ConfigMaps, Secrets and claims, by their names.
-        hosts: addresses by name, as the cluster's DNS has them.
+        directory: for its volumes on disk, not shared with other pods.
+        sources: directories in place of ConfigMaps, Secrets and claims, by name.
+        hosts: addresses by name, in place of the cluster's DNS.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Pod:
         self.id = self.ip = ""
 
     def _volume(self, volume: Document, directory: Path, sources: Mapping[str, Path]) -> Path | str:
-        """A directory to mount, or a tmpfs's options."""
+        """A directory to mount, or the options of a tmpfs."""
         ((kind, fields),) = ((key, value) for key, value in volume.items() if key != "name")
         _known(kind, fields)
         if kind != "emptyDir":
@@ -108,7 +108,7 @@ class Pod:
         return path
 
     def options(self, name: str) -> list[str]:
-        """Of `podman run`, up to the image and its arguments."""
+        """Options of `podman run`, up to the image and its arguments."""
         container = _known("container", self._containers[name])
         pod = _known("pod's securityContext", self._spec["securityContext"])
         own = _known("securityContext", container["securityContext"])
@@ -124,7 +124,7 @@ class Pod:
         if own["readOnlyRootFilesystem"]:
             options += ["--read-only", "--read-only-tmpfs=false"]
         limits = _known("limits", _known("resources", container["resources"])["limits"])
-        # As much with swap as without, which is none.
+        # The limit with swap is the same, so there is no swap.
         options += [f"--{key}={_bytes(limits['memory'])}" for key in ("memory", "memory-swap")]
         for variable in container.get("env", []):
             options += [f"--env={_known('env', variable)['name']}={variable['value']}"]
@@ -140,7 +140,7 @@ class Pod:
         return options
 
     def run(self, name: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`podman run` one of its containers; without more options, until it ends."""
+        """`podman run` one of its containers; without options, until it ends."""
         container = self._containers[name]
         image = image_of(container["image"])
         command = ["run", *(options or ["--rm"]), *self.options(name), image]
@@ -167,7 +167,7 @@ class Pod:
         return f"http://{self.ip}:{self._ports[port]}"
 
     def probe(self, kind: str) -> int:
-        """Status of a probe's answer; 0 if there is none."""
+        """Status of a probe's response; 0 without one."""
         get = _known("httpGet", _known("probe", self._main[f"{kind}Probe"])["httpGet"])
         try:
             return requests.get(f"{self.url(get['port'])}{get['path']}", timeout=5).status_code
@@ -198,7 +198,7 @@ class Pod:
         return podman("exec", self.id, *command, check=check)
 
     def stop(self) -> int:
-        """Stop it as the kubelet does: hook, signal, and SIGKILL once its time is up.
+        """Stop it as the kubelet does: preStop hook, SIGTERM, and SIGKILL after the grace period.
 
         Returns:
             Its exit code.
@@ -210,16 +210,16 @@ class Pod:
         return self.wait()
 
     def wait(self) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Wait until it has ended by itself; return its exit code."""
         return int(podman("wait", self.id).stdout)
 
 
 def image_of(reference: str) -> str:
-    """What is built here for an image of the manifests."""
+    """The tag that the tests build for an image of the manifests."""
     return f"localhost/{reference.rpartition('/')[2].partition(':')[0]}:test"
 
 
 def _bytes(quantity: str) -> int:
-    """Of a quantity such as 256Mi."""
+    """Bytes in a quantity such as 256Mi."""
     units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
     return int(quantity[:-2]) * units[quantity[-2:]]

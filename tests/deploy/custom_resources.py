@@ -1,7 +1,7 @@
 """Validates custom resources, given as JSON lines, against the schemas that their projects publish.
 
-Runs in the environment of the deployment tools, where the models made from those schemas are. They
-drop fields that they do not know, so a resource is valid when nothing of it is lost.
+Runs in the environment of the deployment tools, which has pydantic models of those schemas. The
+models drop unknown fields, so a resource is valid if it survives unchanged.
 """
 
 import json
@@ -15,7 +15,7 @@ MODELS = {model.__name__: model for model in (PrometheusRule, ScaledObject, Serv
 
 
 def unknown(given: Any, known: Any, path: str) -> list[str]:
-    """Paths of the values that are not the same in what was kept."""
+    """Paths of the values that differ in what was kept."""
     if isinstance(given, dict) and isinstance(known, dict):
         return [p for key in given for p in unknown(given[key], known.get(key), f"{path}.{key}")]
     if isinstance(given, list) and isinstance(known, list) and len(given) == len(known):
@@ -25,7 +25,7 @@ def unknown(given: Any, known: Any, path: str) -> list[str]:
 
 
 def main() -> int:
-    """Say what is wrong with each resource of standard input; 1 if anything is."""
+    """Print what is wrong with each resource on standard input; return 1 if anything is."""
     failed = False
     for line in sys.stdin:
         resource = json.loads(line)
@@ -38,7 +38,7 @@ def main() -> int:
             continue
         kept = model.model_dump(by_alias=True, exclude_unset=True, mode="json")
         for path in unknown(resource, kept, kind):
-            print(f"{path}: unknown, or not kept as it is")
+            print(f"{path}: unknown field, or value changed")
             failed = True
     return failed
 

@@ -1,4 +1,4 @@
-"""Podman as an engine of the tests: how it is set up, and what images are built on."""
+"""Podman for the tests: its configuration, and the base image."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ _PIP_SETTINGS = ("cert", "constraint", "extra-index-url", "find-links", "index-u
 
 
 def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run podman; its output and its errors come together."""
+    """Run podman, with standard error in standard output."""
     done = subprocess.run(
         [program("podman"), *arguments],
         check=False,
@@ -47,7 +47,7 @@ def inspect(kind: str, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def engine(directory: Path) -> Iterator[None]:
-    """Podman, set up so that it runs containers here, and `BASE` in its store."""
+    """Configure podman to run containers on this machine, with `BASE` in its store."""
     for name in ("podman", "runc", "debootstrap"):
         program(name)
     if os.geteuid():
@@ -68,9 +68,9 @@ def engine(directory: Path) -> Iterator[None]:
 
 
 def _make_base(directory: Path) -> None:
-    """Debian from its packages, because a registry of images cannot be reached from everywhere.
+    """Make Debian from its packages: image registries cannot be reached from everywhere.
 
-    It stays in podman's store, as the layers of a build do, for the next run.
+    It stays in podman's store for the next run, as the layers of a build do.
     """
     if podman("image", "exists", BASE, check=False).returncode == 0:
         return
@@ -89,15 +89,15 @@ def _make_base(directory: Path) -> None:
 
 
 def pip_options(directory: Path) -> list[str]:
-    """Options of a build in which pip finds what it finds here.
+    """Build options with which pip finds packages where it finds them on this machine.
 
-    Its configuration goes along as one file; what that names on this machine, as mounts. Without
-    any there are no options, and the build is as it is everywhere.
+    Its configuration becomes one file, and the paths in it mounts. Without a configuration there
+    are no options, and the build is as it is everywhere.
     """
     command = [sys.executable, "-m", "pip", "config", "list"]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     settings: dict[str, str] = {}
-    # The environment last, because it wins.
+    # The environment last, as it takes precedence.
     for line in sorted(lines, key=lambda line: line.startswith(":env:")):
         name, _, value = line.partition("=")
         settings[name.rpartition(".")[2]] = literal_eval(value)
@@ -109,11 +109,11 @@ def pip_options(directory: Path) -> list[str]:
     for key, value in settings.items():
         for path in (Path(part.removeprefix("file://")) for part in value.split()):
             if path.exists():
-                # An index lies beside its files.
+                # An index is beside its files.
                 shared = path.parent if key.endswith("index-url") else path
                 mounts[shared] = shared
     if "cert" in settings:
-        # Not at its own place, where the build installs certificates.
+        # Not at its own path, where the build installs certificates.
         mounts[Path(settings["cert"])] = Path("/mnt/pip-ca.crt")
         settings["cert"] = "/mnt/pip-ca.crt"
     file = directory / "pip.conf"
@@ -122,6 +122,6 @@ def pip_options(directory: Path) -> list[str]:
     mounts[file] = Path("/etc/pip.conf")
     options = [part for here, there in mounts.items() for part in ("-v", f"{here}:{there}:ro")]
     if any(list(place.glob("torch-*.whl")) for place in wheels):
-        # The wheel for CPUs lies there, and pip takes it before the index's.
+        # The CPU wheel is there, and pip prefers it to the index's.
         options += ["--build-arg", "TORCH_INDEX=https://pypi.org/simple"]
     return options

@@ -1,4 +1,4 @@
-"""The programs of others that these tests run: kubectl, promtool, podman and their kind."""
+"""External programs that these tests run: kubectl, promtool, podman and others."""
 
 import os
 from typing import NoReturn
@@ -9,9 +9,9 @@ from deploy.manifests import find_program
 
 
 def program(name: str) -> str:
-    """The path of a program; without it the test is skipped, or fails where it could be had.
+    """The path of a program; without it the test is skipped.
 
-    `DEPLOY_TESTS=required` says that it could: continuous integration sets it.
+    With `DEPLOY_TESTS=required`, as in continuous integration, the test fails instead.
     """
     path = find_program(name)
     if path is None:
@@ -20,7 +20,7 @@ def program(name: str) -> str:
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the test, or fail it where continuous integration demands it."""
+    """Skip the test, or fail it with `DEPLOY_TESTS=required`."""
     if os.environ.get("DEPLOY_TESTS") == "required":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""Rendered manifests as documents, and what the policies ask of them."""
+"""Rendered manifests as documents, and queries over them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, render, render_wi
 Document = dict[str, Any]
 MONITORING = KUBERNETES.parent / "monitoring"
 _RULES = sorted((MONITORING / "prometheus").glob("*-rules.yaml"))
-# Everything at once, in the order that the components' READMEs ask for.
+# All at once, in the order that the components' READMEs require.
 EVERYTHING = ("gateway", "canary", "gpu", "model-volume", "monitoring", "autoscale-utilisation")
 RENDERINGS = (
     "base",
@@ -25,7 +25,7 @@ RENDERINGS = (
 
 @cache
 def manifest(name: str) -> str:
-    """One of `RENDERINGS`, as YAML."""
+    """The YAML of one of `RENDERINGS`."""
     kind, _, which = name.partition(" ")
     if kind == "overlay":
         return render(KUBERNETES / "overlays" / which)
@@ -65,7 +65,7 @@ class Resources:
             yield workload["metadata"]["name"], workload["spec"]["template"]
 
     def selected(self, selector: Mapping[str, str]) -> list[Document]:
-        """Templates of the pods that have these labels."""
+        """Pod templates that match a selector."""
         return [pod for _, pod in self.pods() if matches(selector, pod["metadata"]["labels"])]
 
 
@@ -74,12 +74,12 @@ def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 
 def containers(pod: Document) -> list[Document]:
-    """All of a template, those that only prepare it too."""
+    """All containers of a pod template, init containers included."""
     return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
 
 
 def ports(pod: Document) -> dict[str, int]:
-    """Numbers by name."""
+    """Port numbers by name."""
     return {
         port["name"]: port["containerPort"]
         for container in containers(pod)
@@ -88,7 +88,7 @@ def ports(pod: Document) -> dict[str, int]:
 
 
 def rules() -> list[Document]:
-    """Of the recording and the alerting rules, each."""
+    """All recording and alerting rules."""
     groups = (group for file in _RULES for group in _rule_spec(file)["groups"])
     return [rule for group in groups for rule in group["rules"]]
 

@@ -1,6 +1,6 @@
-"""The images, and the service's own run as its Deployment says: podman starts the pod's template.
+"""The images, and the service's image run by podman with the Deployment's pod template.
 
-tests/deploy/containers.py says how, and what only a cluster shows.
+tests/deploy/containers.py says what only a cluster shows.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ from tests.serving import ROOT
 
 
 class TestImage:
-    def test_small(self, images: dict[str, str]) -> None:
+    def test_size(self, images: dict[str, str]) -> None:
         assert inspect("image", images["serving"])["Size"] <= 1.3e9
 
     def test_configuration(self, images: dict[str, str]) -> None:
@@ -42,7 +42,7 @@ class TestImage:
             assert server.metric("inference_model_info", model=archive.name, sha256=digest)
 
     @pytest.mark.parametrize("tool", ["gcc", "cc", "c++", "make", "pip", "pip3"])
-    def test_no_tools(self, tool: str, server: Pod) -> None:
+    def test_no_build_tools(self, tool: str, server: Pod) -> None:
         assert server.execute("sh", "-c", f"command -v {tool}", check=False).returncode == 127
 
     def test_no_pip(self, server: Pod) -> None:
@@ -82,11 +82,11 @@ class TestPod:
         assert fields["NoNewPrivs"] == "1"
         assert fields["Seccomp"] == "2"
 
-    def test_only_memory_can_be_written(self, server: Pod) -> None:
+    def test_only_tmpfs_is_writable(self, server: Pod) -> None:
         lines = server.execute("cat", "/proc/mounts").stdout.splitlines()
         mounts = [(kind, options.split(",")) for _, _, kind, options, *_ in map(str.split, lines)]
         writable = {kind for kind, options in mounts if "rw" in options}
-        # All but the first are the kernel's.
+        # Except for the first, these are the kernel's.
         assert writable <= {"tmpfs", "proc", "devpts", "mqueue"}
         server.execute("sh", "-c", "echo 1 > /tmp/written && rm /tmp/written")
         for place in ("", "/app", "/opt/venv", "/var/tmp", "/etc/model-server"):
@@ -109,7 +109,7 @@ class TestPod:
         ('"env"', '"envFrom"'),
     ],
 )
-def test_fields_that_are_not_translated_are_refused(old: str, new: str, tmp_path: Path) -> None:
+def test_untranslated_fields_are_refused(old: str, new: str, tmp_path: Path) -> None:
     program("kubectl")
     with pytest.raises(UntranslatedError, match=new.strip('"')):
         Cluster("base", tmp_path).pod("model-server", (old, new)).options("model-server")

@@ -1,4 +1,4 @@
-"""The manifests, rendered: valid for three versions of Kubernetes, and what the policies ask."""
+"""The rendered manifests are valid for three versions of Kubernetes and follow the policies."""
 
 import json
 import os
@@ -26,9 +26,9 @@ from tests.serving import ROOT
 
 VERSIONS = ("1.31", "1.34", "1.37")
 CUSTOM = ("PrometheusRule", "ScaledObject", "ServiceMonitor")
-# What the guide has an operator make by hand, because no repository may hold it.
+# Secrets that the guide has an operator create by hand.
 SECRETS = {"edge-tokens", "model-server-tls"}
-# Peers outside of what is rendered: the READMEs of the components say who they are.
+# Peers outside the rendering; the components' READMEs say what they are.
 OUTSIDE = (
     {"kubernetes.io/metadata.name": "kube-system"},
     {"kubernetes.io/metadata.name": "monitoring"},
@@ -66,7 +66,7 @@ def run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[s
 
 
 def core(files: list[Path], directory: Path) -> list[str]:
-    """The resources of Kubernetes itself of each file, in files of their own."""
+    """Copies of the files without custom resources."""
     kept = []
     for file in files:
         documents = [d for d in yaml.safe_load_all(file.read_text()) if d["kind"] not in CUSTOM]
@@ -76,9 +76,9 @@ def core(files: list[Path], directory: Path) -> list[str]:
 
 
 def complaints(version: str, files: list[str]) -> tuple[list[str], int]:
-    """What Kubernetes' schemas do not have in these files, and how many resources pass.
+    """Complaints of validation against Kubernetes' schemas, and how many resources pass.
 
-    A kind without a schema is only a warning to the program, and a complaint here.
+    A kind without a schema is only a warning of the program, but a complaint here.
     """
     validate = program("kubernetes-validate")
     lines = run(validate, "--strict", "-k", version, *files).stdout.splitlines()
@@ -169,13 +169,13 @@ def test_command_writes_every_overlay(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count(".yaml") == len(OVERLAYS)
 
 
-def test_overlays_and_components_are_those_of_the_plan() -> None:
+def test_overlays_and_components_are_documented() -> None:
     assert set(OVERLAYS) == {"local", "cpu", "gpu", "production"}
     for name in COMPONENTS:
         assert (KUBERNETES / "components" / name / "README.md").stat().st_size > 200
 
 
-def test_there_is_one_copy_of_the_configuration() -> None:
+def test_configuration_has_one_copy() -> None:
     assert (ROOT / "config.properties").is_symlink()
     program("kubectl")
     (config,) = [
@@ -186,7 +186,7 @@ def test_there_is_one_copy_of_the_configuration() -> None:
     assert config == (ROOT / "config.properties").read_text()
 
 
-# --- Policies, of every rendering.
+# --- Policies for every rendering.
 
 
 def test_pods_are_restricted(resources: Resources) -> None:
@@ -209,13 +209,13 @@ def test_pods_are_restricted(resources: Resources) -> None:
         assert account["automountServiceAccountToken"] is False
 
 
-def test_everything_is_in_the_one_namespace(resources: Resources) -> None:
+def test_one_namespace(resources: Resources) -> None:
     for document in resources.documents:
         if document["kind"] != "Namespace":
             assert document["metadata"]["namespace"] == "model-serving", document["metadata"]
 
 
-def test_images_have_a_tag_that_stays(resources: Resources) -> None:
+def test_images_have_immutable_tags(resources: Resources) -> None:
     for name, pod in resources.pods():
         for container in containers(pod):
             tag = container["image"].rpartition("/")[2].partition(":")[2]
@@ -223,7 +223,7 @@ def test_images_have_a_tag_that_stays(resources: Resources) -> None:
             assert tag != "latest", name
 
 
-def test_memory_is_what_it_asks_for(resources: Resources) -> None:
+def test_memory_requests_equal_limits(resources: Resources) -> None:
     for name, pod in resources.pods():
         for container in containers(pod):
             wanted = container["resources"]
@@ -242,7 +242,7 @@ def least_replicas(resources: Resources, deployment: Document) -> int:
     return int(deployment["spec"]["replicas"])
 
 
-def test_budgets_can_be_kept_and_protect(resources: Resources) -> None:
+def test_disruption_budgets_are_satisfiable(resources: Resources) -> None:
     budgets = resources.kind("PodDisruptionBudget")
     assert budgets
     for budget in budgets:
@@ -256,14 +256,14 @@ def test_budgets_can_be_kept_and_protect(resources: Resources) -> None:
         assert 1 <= unavailable < least_replicas(resources, deployment), budget["metadata"]
 
 
-def test_scalers_have_a_target_and_no_rival(resources: Resources) -> None:
+def test_each_target_has_one_scaler(resources: Resources) -> None:
     targets = [
         (scaler["spec"]["scaleTargetRef"]["kind"], scaler["spec"]["scaleTargetRef"]["name"])
         for scaler in resources.kind("HorizontalPodAutoscaler", "ScaledObject")
     ]
     assert len(set(targets)) == len(targets)
     for kind, name in targets:
-        # With a number here every apply would undo what the scaler did.
+        # With `replicas` every apply would undo what the scaler did.
         assert "replicas" not in resources.named(kind, name)["spec"]
 
 
@@ -273,7 +273,7 @@ def seconds(text: str) -> float:
     return float(match[1])
 
 
-def test_pods_have_the_time_to_stop(resources: Resources) -> None:
+def test_termination_grace_period_covers_the_drain(resources: Resources) -> None:
     for name, pod in resources.pods():
         grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
         for container in pod["spec"]["containers"]:
@@ -294,7 +294,7 @@ def test_selectors_match(resources: Resources) -> None:
     for deployment in resources.kind("Deployment"):
         selector = deployment["spec"]["selector"]["matchLabels"]
         own = deployment["spec"]["template"]
-        # Its own pods and no others, or two would fight over them.
+        # Only its own pods, or two Deployments would fight over them.
         assert resources.selected(selector) == [own]
         for spread in own["spec"].get("topologySpreadConstraints", []):
             assert matches(spread["labelSelector"]["matchLabels"], own["metadata"]["labels"])
@@ -312,14 +312,14 @@ def test_selectors_match(resources: Resources) -> None:
             assert {endpoint["port"] for endpoint in document["spec"]["endpoints"]} <= offered
 
 
-def test_services_lead_to_ports_of_their_pods(resources: Resources) -> None:
+def test_services_target_ports_of_their_pods(resources: Resources) -> None:
     for service in resources.kind("Service"):
         (pod,) = resources.selected(service["spec"]["selector"])
         for port in service["spec"]["ports"]:
             assert port["targetPort"] in ports(pod), service["metadata"]
 
 
-def test_ingresses_lead_to_ports_of_services(resources: Resources) -> None:
+def test_ingresses_target_ports_of_services(resources: Resources) -> None:
     for ingress in resources.kind("Ingress"):
         for path in (path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]):
             backend = path["backend"]["service"]
@@ -327,7 +327,7 @@ def test_ingresses_lead_to_ports_of_services(resources: Resources) -> None:
             assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
 
 
-def test_policies_name_ports_that_are_there(resources: Resources) -> None:
+def test_network_policies_name_existing_ports(resources: Resources) -> None:
     for policy in resources.kind("NetworkPolicy"):
         spec = policy["spec"]
         own = resources.selected(spec["podSelector"].get("matchLabels", {}))
@@ -358,7 +358,7 @@ def test_long_running_pods_are_probed(resources: Resources) -> None:
                 assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
 
 
-def test_nothing_is_open_that_no_policy_opens(resources: Resources) -> None:
+def test_traffic_is_denied_by_default(resources: Resources) -> None:
     closed = resources.named("NetworkPolicy", "default-deny")["spec"]
     assert closed == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     (namespace,) = resources.kind("Namespace")
@@ -378,7 +378,7 @@ def peer_exists(peer: dict[str, Any], resources: Resources, namespace: Document)
     return bool(resources.selected(peer["podSelector"]["matchLabels"]))
 
 
-def test_everything_named_is_there(resources: Resources) -> None:
+def test_references_exist(resources: Resources) -> None:
     for name, pod in resources.pods():
         assert pod["spec"]["serviceAccountName"] in resources.names("ServiceAccount"), name
         volumes = pod["spec"].get("volumes", [])
@@ -398,10 +398,10 @@ def test_everything_named_is_there(resources: Resources) -> None:
             assert tls["hosts"] == [rule["host"] for rule in ingress["spec"]["rules"]]
 
 
-# --- What single components promise.
+# --- Single components.
 
 
-def test_gpu_is_asked_for_by_every_model_server() -> None:
+def test_every_model_server_requests_a_gpu() -> None:
     program("kubectl")
     everything = Resources.of("everything")
     for name in ("model-server", "model-server-canary"):
@@ -415,7 +415,7 @@ def test_gpu_is_asked_for_by_every_model_server() -> None:
     assert "nvidia.com/gpu" not in manifest("overlay cpu")
 
 
-def test_canary_gets_a_tenth_of_what_comes_by_the_edge() -> None:
+def test_canary_gets_a_tenth_of_the_edge_traffic() -> None:
     program("kubectl")
     maps = {
         document["metadata"]["name"].rpartition("-")[0]: document["data"]
@@ -426,7 +426,7 @@ def test_canary_gets_a_tenth_of_what_comes_by_the_edge() -> None:
     assert servers == [("model-server", "9"), ("model-server-canary", "1")]
 
 
-def test_a_change_of_weights_is_a_rollout() -> None:
+def test_changed_weights_roll_the_edge() -> None:
     program("kubectl")
     names = [
         {
@@ -441,7 +441,7 @@ def test_a_change_of_weights_is_a_rollout() -> None:
     assert len(names[0] - names[1]) == 1
 
 
-def test_the_guide_s_own_overlay_builds(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_overlay_in_the_guide_builds(tmp_path_factory: pytest.TempPathFactory) -> None:
     program("kubectl")
     guide = (ROOT / "deploy" / "README.md").read_text()
     (text,) = re.findall(r"```yaml\n# kustomization.yaml\n(.*?)```", guide, re.DOTALL)

@@ -21,7 +21,7 @@ from tests.deploy.traffic import AUTHORISED, TOKEN, Load, Service, answered, lab
 # Requests a second, and seconds of them before the replacement.
 RATE = 100.0
 BEFORE = 8.0
-# Seconds in which balancers still send new connections to a pod that was told to stop.
+# Seconds in which balancers still send new connections to a pod that is stopping.
 LAG = 2.0
 
 
@@ -51,16 +51,18 @@ class TestEdge:
         response = self.post(edge, data=b"x" * (2**20 + 1))
         assert "1048576" in self.refused(response, 413, "PayloadTooLargeException")
 
-    def test_nobody_there(
-        self, edge: Pod, service: Service, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_server(self, edge: Pod, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(service, "endpoints", [])
-        self.refused(self.post(edge, data=b"x"), 503, "ServiceUnavailableException")
+        response = self.post(edge, data=b"x")
+        self.refused(response, 503, "ServiceUnavailableException")
+        assert response.headers["Retry-After"] == "1"
 
-    def test_notes_when_a_request_came(self, edge: Pod, server: Pod, digits: list[Digit]) -> None:
+    def test_start_time_of_a_client_is_ignored(
+        self, edge: Pod, server: Pod, digits: list[Digit]
+    ) -> None:
         names = ("inference_queue_seconds_count", "inference_queue_seconds_sum")
         count, seconds = (server.metric(name, model="mnist") for name in names)
-        # A client that would have waited for long.
+        # It claims to have waited for 1,000 s.
         headers = AUTHORISED | {"X-Request-Start": f"t={time.time() - 1000:.3f}"}
         response = self.post(edge, data=digits[0].png, headers=headers)
         assert response.json()["predictions"][0]["label"] == digits[0].label
@@ -68,7 +70,7 @@ class TestEdge:
         assert server.metric(names[1], model="mnist") - seconds < 1000
 
     def test_too_many(self, gateway: Cluster, service: Service, tmp_path: Path) -> None:
-        """Requests at a rate that a test surely exceeds."""
+        """The limit is one that any test exceeds."""
         slow = Cluster("component gateway", tmp_path, gateway.sources)
         slow.change("nginx.conf", "rate=500r/s", "rate=1r/m")
         slow.change("nginx.conf", "burst=1000", "burst=10")
@@ -79,7 +81,7 @@ class TestEdge:
         self.refused(responses[-1], 429, "TooManyRequestsException")
         assert responses[-1].headers["Retry-After"] == "1"
 
-    def test_stops_in_order(self, gateway: Cluster, service: Service) -> None:
+    def test_graceful_shutdown(self, gateway: Cluster, service: Service) -> None:
         with gateway.pod("edge", hosts={"model-server": service.host}) as edge:
             assert edge.wait_until_ready().stop() == 0
 
@@ -94,7 +96,7 @@ def test_rolling_replacement_loses_no_request(
         stack.callback(setattr, service, "endpoints", service.endpoints)
         old = stack.enter_context(gateway.pod("model-server")).wait_until_ready()
         service.endpoints = [old.ip]
-        # It has served for a while: its JVM has compiled what it runs.
+        # It has served for a while, so that its JVM has compiled its code.
         for digit in digits:
             label(old.url("http"), digit.png)
         old_before = answered(old)
@@ -120,9 +122,9 @@ def test_rolling_replacement_loses_no_request(
         figures["requests_failed"] = len(problems)
         assert problems == []
         assert code == 0
-        assert old.log.splitlines()[-1] == "stopped: every request was answered"
+        assert old.log.splitlines()[-1].startswith("stopped: every request was answered (")
         by_new = answered(new) - new_before
-    # Each of them once, and some by a pod that had been told to stop.
+    # Each request once, and some by the pod that was stopping.
     assert readiness == 503
     assert by_old > until_told
     assert by_new > 0
@@ -142,7 +144,7 @@ def test_rolling_replacement_loses_no_request(
 class TestModelVolume:
     @pytest.fixture
     def archives(self, store: Path, tmp_path: Path) -> Path:
-        """The claim, with an archive that a release has put there under a new name."""
+        """The claim, to which a release has added an archive under a new name."""
         archives = tmp_path / "claim"
         archives.mkdir()
         shutil.copy(store / "mnist.mar", archives / "mnist-2.mar")
@@ -151,7 +153,7 @@ class TestModelVolume:
 
     @pytest.fixture
     def pod(self, images: dict[str, str], archives: Path, tmp_path: Path) -> Pod:
-        """With a list of what the claim has now."""
+        """A pod whose list has the digests of what the claim holds now."""
         assert images
         cluster = Cluster("component model-volume", tmp_path, {"model-archives": archives})
         (expected,) = tmp_path.glob("*/archives.sha256")
@@ -166,7 +168,7 @@ class TestModelVolume:
             assert names == ["mnist-2.mar", "xor.mar"]
             assert label(pod.url("http"), digits[0].png) == digits[0].label
 
-    def test_a_changed_byte(self, pod: Pod, archives: Path) -> None:
+    def test_a_changed_archive_stops_the_pod(self, pod: Pod, archives: Path) -> None:
         content = bytearray((archives / "xor.mar").read_bytes())
         content[-1] ^= 1
         (archives / "xor.mar").write_bytes(content)
@@ -174,7 +176,7 @@ class TestModelVolume:
         assert done.returncode == 1
         assert "1 computed checksum did NOT match" in done.stdout
 
-    def test_a_missing_archive(self, pod: Pod, archives: Path) -> None:
+    def test_a_missing_archive_stops_the_pod(self, pod: Pod, archives: Path) -> None:
         (archives / "xor.mar").unlink()
         done = pod.run("verify-archives", check=False)
         assert done.returncode == 1
@@ -182,12 +184,12 @@ class TestModelVolume:
 
 
 class TestLoadtest:
-    """The Jobs, for some seconds, with limits of latency that a busy machine keeps."""
+    """The Jobs, for some seconds, with latency objectives that a busy machine holds."""
 
     def verdict(
         self, server: Pod, directory: Path, seconds: int, *changes: tuple[str, str]
     ) -> tuple[int, str]:
-        """The master's exit code, and what it says."""
+        """Run the load test; return the master's exit code and log."""
         cluster = Cluster("component loadtest", directory)
         for limit in ("p50 = 15", "p95 = 30", "p99 = 50", "p99 = 60", "p99 = 40"):
             cluster.change("objectives.toml", limit, f"{limit}00")
@@ -202,11 +204,11 @@ class TestLoadtest:
                 stack.enter_context(cluster.pod("loadtest-worker", hosts=hosts))
             return master.wait(), master.log
 
-    def test_objectives_held(self, server: Pod, tmp_path: Path) -> None:
+    def test_objectives_are_held(self, server: Pod, tmp_path: Path) -> None:
         code, log = self.verdict(server, tmp_path, 12)
         assert code == 0, log
 
-    def test_capacity_is_looked_for(self, server: Pod, tmp_path: Path) -> None:
+    def test_capacity_search(self, server: Pod, tmp_path: Path) -> None:
         """At one rate, which a busy machine may hold or not."""
         few = '"--processes=2", "--window=3", "--low=50", "--high=50", "--precision=0.9"'
         job = Cluster("component loadtest", tmp_path).pod(
@@ -216,7 +218,7 @@ class TestLoadtest:
             assert job.wait() in (0, 1), job.log
             assert "capacity.json are in /tmp/capacity" in job.log
 
-    def test_an_objective_missed(self, server: Pod, tmp_path: Path) -> None:
+    def test_a_missed_objective(self, server: Pod, tmp_path: Path) -> None:
         code, log = self.verdict(server, tmp_path, 5, ("min_rate = 100", "min_rate = 100000"))
         assert code == 1, log
         assert "min_rate" in log

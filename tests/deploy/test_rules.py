@@ -22,7 +22,7 @@ RECORDS = sorted({rule["record"] for rule in RULES if "record" in rule})
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """The rules beside their tests, as promtool wants them."""
+    """The rules beside their tests, as promtool expects them."""
     write_rules(tmp_path)
     for file in (MONITORING / "prometheus" / "tests").iterdir():
         shutil.copy(file, tmp_path)
@@ -34,7 +34,7 @@ def promtool(*arguments: str, directory: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
 
 
-def test_rules_are_rules(directory: Path) -> None:
+def test_promtool_accepts_the_rules(directory: Path) -> None:
     files = [file.name for file in directory.glob("*-rules.yaml")]
     done = promtool("check", "rules", *files, directory=directory)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,7 +42,7 @@ def test_rules_are_rules(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["recording.yaml", "alerting.yaml"])
-def test_rules_give_the_numbers_derived_by_hand(file: str, directory: Path) -> None:
+def test_rules_yield_the_numbers_derived_by_hand(file: str, directory: Path) -> None:
     done = promtool("test", "rules", file, directory=directory)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -55,7 +55,9 @@ def test_rules_give_the_numbers_derived_by_hand(file: str, directory: Path) -> N
         ("recording.yaml", "1e-4", "1e-3"),
     ],
 )
-def test_another_number_is_noticed(file: str, right: str, wrong: str, directory: Path) -> None:
+def test_a_changed_number_fails_the_tests(
+    file: str, right: str, wrong: str, directory: Path
+) -> None:
     changed = directory / file.replace(".yaml", "-rules.yaml")
     assert right in changed.read_text()
     changed.write_text(changed.read_text().replace(right, wrong))
@@ -69,7 +71,7 @@ def cases(kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_is_seen_to_fire_and_not_to(alert: str) -> None:
+def test_every_alert_is_tested_firing_and_silent(alert: str) -> None:
     expected = [c["exp_alerts"] for c in cases("alert_rule_test") if c["alertname"] == alert]
     assert any(expected)
     assert not all(expected)
@@ -84,7 +86,7 @@ def test_every_recorded_series_is_tested(record: str) -> None:
     assert record in text or any(re.fullmatch(family, record) for family in families)
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_and_a_runbook_section() -> None:
     sections = re.findall(r"^## (Model\w+)$", RUNBOOK.read_text(), re.MULTILINE)
     assert sorted(sections) == ALERTS
     for rule in (rule for rule in RULES if "alert" in rule):
@@ -97,7 +99,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
         assert "\nDo" in section
 
 
-def test_dashboard_has_a_place_and_a_word_for_every_panel() -> None:
+def test_every_panel_is_described_and_none_overlap() -> None:
     dashboard = json.loads((MONITORING / "grafana" / "model-server.json").read_text())
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)

@@ -1,4 +1,4 @@
-"""What comes to pods: a Service in front of them, and digits at a steady rate."""
+"""Traffic to pods: a Service in front of them, and digits at a steady rate."""
 
 import contextlib
 import gc
@@ -40,17 +40,17 @@ def answered(pod: Pod) -> int:
 
 
 class Service:
-    """A Service: a new connection goes to any of its endpoints, and one that is there stays.
+    """A Service: each new connection goes to a random endpoint and stays there.
 
-    That is what kube-proxy does in the kernel. This forwards in threads, which takes some tenths of
-    a millisecond more; and where an endpoint refuses, it closes what it had accepted.
+    kube-proxy does this in the kernel. This forwards in threads, which takes some tenths of a
+    millisecond more; where an endpoint refuses, the accepted connection is closed.
 
     Args:
         host, port: where it listens.
 
     Attributes:
-        endpoints: addresses of pods, which a test changes at any time; their port is the Service's.
-        connections: that are open now, by endpoint.
+        endpoints: addresses of pods, which a test may change; their port is the Service's.
+        connections: open connections by endpoint.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -83,7 +83,7 @@ class Service:
         self._count(endpoint, 1)
         with (
             contextlib.suppress(OSError),
-            # A pod that is gone does not refuse: the edge gives up after as long.
+            # A pod that is gone does not refuse; the edge's timeout is as long.
             socket.create_connection((endpoint, self.port), timeout=2) as pod,
         ):
             pod.settimeout(None)
@@ -113,12 +113,12 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
-        sent: when it was to be sent, by `time.perf_counter`.
+        sent: when it was due, by `time.perf_counter`.
         seconds: from then to the answer.
-        problem: why it is none; empty if it is one.
+        problem: what was wrong with the answer; empty if nothing.
     """
 
     sent: float
@@ -127,9 +127,9 @@ class Answer:
 
 
 class Load:
-    """Digits in an open loop: at a steady rate, whatever the answers do.
+    """Digits in an open loop: at a steady rate, however long answers take.
 
-    In a `with` block it runs; after that every request has ended.
+    It runs inside a `with` block; after that every request has ended.
 
     Args:
         url, headers: of each request.
@@ -137,7 +137,7 @@ class Load:
         rate: a second.
 
     Attributes:
-        answers: to all requests, once it has ended.
+        answers: the outcome of each request, once the load has ended.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Load:
         self.answers: list[Answer] = []
 
     def __enter__(self) -> Self:
-        # To look through all that the tests have loaded takes the collector a fifth of a second.
+        # A full collection over what the tests have loaded takes a fifth of a second.
         gc.collect()
         gc.freeze()
         self._session = requests.Session()
@@ -184,7 +184,7 @@ class Load:
             if response.status_code != 200:
                 problem = f"{response.status_code} {response.text}"
             elif (label := response.json()["predictions"][0]["label"]) != digit.label:
-                problem = f"{label} is no {digit.label}"
+                problem = f"label {label}, not {digit.label}"
         except requests.RequestException as error:
             problem = repr(error)
         return Answer(intended, time.perf_counter() - intended, problem)

@@ -19,7 +19,7 @@ def ask(url: str) -> str:
 
 
 def test_a_batch_does_not_wait_for_more_requests(tmp_path: Path) -> None:
-    """The batch delay is 10 minutes: an answer shows that its batch has not waited."""
+    """The batch delay is 10 minutes, so any answer shows that the batch did not wait."""
     foreign(tmp_path, "counting", COUNTING_HANDLER, DELAY.format(milliseconds=600_000))
     with serving(tmp_path) as server, ThreadPoolExecutor(12) as pool:
         url = server.url("counting")

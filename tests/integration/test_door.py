@@ -1,4 +1,4 @@
-"""What the front door does, against the real server."""
+"""The front door of a real server."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ from tests.serving import ROOT, ServerProcess, serving
 from tests.tls import make_certificate
 
 SEVEN = (ROOT / "samples" / "seven.png").read_bytes()
-# Answers each request with the version in its own code.
+# Answers each request with the model version in the handler's code.
 VERSION_HANDLER = """
 def handle(requests, context):
     if requests is None:
@@ -35,7 +35,7 @@ def handle(requests, context):
 
 @pytest.fixture(scope="module")
 def status_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers with the status that the body asks for."""
+    """A model that answers with the status given in the body."""
     store = tmp_path_factory.mktemp("store")
     foreign(store, "status", STATUS_HANDLER)
     return store
@@ -50,7 +50,7 @@ def address(server: ServerProcess) -> tuple[str, int]:
 
 
 def talk(server: ServerProcess, sent: bytes) -> bytes:
-    """All that the door answers to bytes, until it closes."""
+    """Send bytes; return everything that the door answers until it closes the connection."""
     with socket.create_connection(address(server), timeout=30) as client:
         client.sendall(sent)
         answer = b""
@@ -61,7 +61,7 @@ def talk(server: ServerProcess, sent: bytes) -> bytes:
 
 
 class TestIds:
-    def test_taken_over_or_made(self, server: ServerProcess) -> None:
+    def test_kept_or_generated(self, server: ServerProcess) -> None:
         for path in ("/predictions/mnist", "/predictions/nothing", "/nowhere"):
             url = server.inference + path
             mine = requests.post(url, data=SEVEN, headers={"X-Request-Id": "mine-1"}, timeout=60)
@@ -73,9 +73,7 @@ class TestIds:
             assert all(uuid.UUID(each) for each in made)
 
     @pytest.mark.parametrize("bad", ["x" * 129, "with space", "b\xf6se"])
-    def test_one_that_is_not_fit_for_a_log_is_replaced(
-        self, server: ServerProcess, bad: str
-    ) -> None:
+    def test_an_id_unfit_for_logs_is_replaced(self, server: ServerProcess, bad: str) -> None:
         headers = {"X-Request-Id": bad.encode("latin-1")}
         response = requests.post(server.url("mnist"), data=SEVEN, headers=headers, timeout=60)
         assert uuid.UUID(response.headers["X-Request-Id"])
@@ -88,7 +86,7 @@ class TestAccessLog:
     @pytest.mark.parametrize(
         ("choice", "statuses"), [("all", [200, 400, 404]), ("errors", [400, 404]), ("none", [])]
     )
-    def test_a_line_for_each_request_that_is_chosen(
+    def test_one_line_for_each_selected_request(
         self, status_store: Path, choice: str, statuses: list[int]
     ) -> None:
         with serving(status_store, ACCESS_LOG=choice) as server:
@@ -111,7 +109,7 @@ class TestAccessLog:
 
 
 class TestTokens:
-    def test_only_those_of_the_file_and_those_it_has_now(
+    def test_only_tokens_now_in_the_file_are_admitted(
         self, status_store: Path, tmp_path: Path
     ) -> None:
         file = tmp_path / "tokens"
@@ -135,7 +133,7 @@ class TestTokens:
             assert refused.headers["WWW-Authenticate"] == "Bearer"
             assert refused.json()["code"] == 401
             assert "expected an Authorization header" in refused.json()["message"]
-            # Probes of the protocol hold no token; everything else of a model needs one.
+            # The protocol's probes need no token; everything about a model does.
             assert (
                 requests.get(f"{server.inference}/v2/health/ready", timeout=60).status_code == 200
             )
@@ -143,7 +141,7 @@ class TestTokens:
             admit("second", "third")
             wait_until(lambda: status("Bearer third") == 200)
             assert status("Bearer first") == 401
-            # A file that cannot be used changes nothing, and is said.
+            # An unusable file changes nothing and is reported.
             file.write_text("not a digest\n")
             wait_until(lambda: "tokens and certificate stay as they were" in server.output)
             assert "line 1: expected the SHA-256 of a token" in server.output
@@ -160,15 +158,13 @@ def test_rate_limit(status_store: Path) -> None:
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert refused.headers["Retry-After"] == "1"
         assert refused.json()["message"] == "over 5 requests a second"
-        # Others are not touched, nor is what needs no model.
+        # Other clients are unaffected, and so are paths that need no model.
         assert requests.get(f"{server.inference}/v2/health/live", timeout=60).status_code == 200
         wait_until(lambda: ask(server).status_code == 200)
 
 
 class TestTls:
-    def test_http_2_and_a_certificate_that_is_renewed(
-        self, status_store: Path, tmp_path: Path
-    ) -> None:
+    def test_http_2_and_certificate_renewal(self, status_store: Path, tmp_path: Path) -> None:
         file = make_certificate(tmp_path / "cert.pem")
         with serving(status_store, TLS_CERTIFICATE=str(file)) as server:
             url = server.url("status").replace("http:", "https:")
@@ -192,7 +188,7 @@ class TestTls:
             for closing in (None, "close"):
                 connection.request("POST", "/predictions/status", b"200")
                 with connection.getresponse() as response:
-                    # The connection that was there is not cut, but told to close.
+                    # The existing connection is told to close, not cut.
                     assert (response.status, response.headers["Connection"]) == (200, closing)
                     response.read()
                 if closing is None:
@@ -200,7 +196,7 @@ class TestTls:
                     wait_until(lambda: served() != before)
             assert served() in file.read_text()
 
-    def test_a_certificate_that_is_none(self, status_store: Path, tmp_path: Path) -> None:
+    def test_a_malformed_certificate(self, status_store: Path, tmp_path: Path) -> None:
         (tmp_path / "cert.pem").write_text("nothing\n")
         with ServerProcess(status_store, TLS_CERTIFICATE=str(tmp_path / "cert.pem")) as server:
             assert server.wait(60) == 1
@@ -234,9 +230,9 @@ def test_no_origin_is_allowed_by_default(server: ServerProcess) -> None:
 
 
 class TestFraming:
-    """Requests that are HTTP, but not as most clients send them."""
+    """Valid and invalid HTTP that few clients send."""
 
-    def test_curl_s_ways_to_send(self, server: ServerProcess, tmp_path: Path) -> None:
+    def test_bodies_as_curl_sends_them(self, server: ServerProcess, tmp_path: Path) -> None:
         image = str(ROOT / "samples" / "seven.png")
         (tmp_path / "x.json").write_text('{"instances": [[0, 1]]}')
         for options, path, label in (
@@ -255,14 +251,14 @@ class TestFraming:
             assert json.loads(done.stdout)["predictions"][0]["label"] == label, options
 
     @pytest.mark.parametrize("length", [(1 << 20) + 1, 20 << 20])
-    def test_a_body_that_is_too_large_whether_it_says_so_or_not(
+    def test_a_body_that_is_too_large_with_or_without_a_stated_length(
         self, server: ServerProcess, length: int
     ) -> None:
         for body in (b"x" * length, iter([b"x" * 65536] * (length // 65536 + 1))):
             try:
                 response = requests.post(server.url("mnist"), data=body, timeout=60)
             except requests.ConnectionError:
-                # Sent on after the refusal, which a client in chunks need not look for.
+                # A client that sends chunks may go on sending after the refusal.
                 assert not isinstance(body, bytes)
                 continue
             assert response.status_code == 413
@@ -286,7 +282,7 @@ class TestFraming:
     @pytest.mark.parametrize(
         "body", [b"", b"--x", b"--x\r\n\r\n\r\n--x--", b"%%%=&&", b"\0" * 300, b"--x--\r\n"]
     )
-    def test_a_content_type_that_the_body_is_not_of(
+    def test_a_content_type_that_does_not_match_the_body(
         self, server: ServerProcess, content_type: str, body: bytes
     ) -> None:
         headers = {"Content-Type": content_type}
@@ -303,13 +299,13 @@ class TestFraming:
             b"POST /predictions/mnist HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
         ],
     )
-    def test_what_is_not_http(self, server: ServerProcess, sent: bytes) -> None:
-        """Refused and closed; what follows is not read as another request."""
+    def test_malformed_http(self, server: ServerProcess, sent: bytes) -> None:
+        """It is refused and the connection closed; the rest is not read as another request."""
         follows = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n"
         assert talk(server, sent + follows).startswith(b"HTTP/1.1 400 ")
         assert talk(server, sent + follows).count(b"HTTP/1.1") == 1
 
-    def test_a_body_that_does_not_come(self, server: ServerProcess) -> None:
+    def test_a_body_that_never_arrives(self, server: ServerProcess) -> None:
         sent = b"POST /predictions/mnist HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc"
         head, _, body = talk(server, sent).partition(b"\r\n\r\n")
         assert b" 408 " in head.split(b"\r\n")[0]
@@ -318,7 +314,7 @@ class TestFraming:
 
 class TestAdmission:
     def test_a_slow_sender_holds_no_slot(self, tmp_path: Path) -> None:
-        """Of two slots, with thirty clients that have sent half of a small body."""
+        """There are two slots, and thirty clients that have sent half of a small body."""
         foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=0))
         with serving(tmp_path) as server, contextlib.ExitStack() as stack:
             for length in (100, 10_000):
@@ -330,7 +326,7 @@ class TestAdmission:
                 response = requests.post(server.url("slow"), data=b"now", timeout=60)
                 assert response.content == b"now"
 
-    def test_slow_senders_of_large_bodies_hold_none_of_the_others(self, tmp_path: Path) -> None:
+    def test_slow_senders_of_large_bodies_hold_no_slot_for_small_ones(self, tmp_path: Path) -> None:
         foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=0))
         with serving(tmp_path) as server, contextlib.ExitStack() as stack:
             for _ in range(15):
@@ -341,7 +337,7 @@ class TestAdmission:
                 response = requests.post(server.url("slow"), data=b"now", timeout=60)
                 assert response.content == b"now"
 
-    def test_a_client_that_has_gone_is_not_computed_for(self, tmp_path: Path) -> None:
+    def test_requests_of_clients_that_left_are_not_computed(self, tmp_path: Path) -> None:
         foreign(tmp_path, "counting", COUNTING_HANDLER, "batchSize: 1\n")
         with (
             serving(tmp_path, QUEUE_TIMEOUT_SECONDS="60") as server,
@@ -362,7 +358,7 @@ class TestAdmission:
             assert [future.result().status_code for future in inside] == [200, 200]
             assert server.metric("ts_inference_requests_total") == 2
 
-    def test_health_is_answered_in_overload(self, tmp_path: Path) -> None:
+    def test_health_is_answered_under_overload(self, tmp_path: Path) -> None:
         foreign(tmp_path, "counting", COUNTING_HANDLER, "batchSize: 1\n")
         with (
             serving(tmp_path, QUEUE_TIMEOUT_SECONDS="60") as server,
@@ -376,7 +372,7 @@ class TestAdmission:
             (server.temporary / "logs" / "open").touch()
             assert {future.result().status_code for future in futures} == {200}
 
-    def test_a_request_that_takes_too_long(self, tmp_path: Path) -> None:
+    def test_request_timeout(self, tmp_path: Path) -> None:
         foreign(tmp_path, "counting", COUNTING_HANDLER, "batchSize: 1\n")
         with serving(tmp_path, REQUEST_TIMEOUT_SECONDS="0.3") as server:
             response = requests.post(server.url("counting"), data="x", timeout=60)
@@ -410,8 +406,8 @@ def test_two_versions_at_once(tmp_path: Path) -> None:
         assert refused.json()["error"] == "model m has no version 3; there are: 10.0, 2.0"
 
 
-def test_what_listens_where(server: ServerProcess) -> None:
-    """Two addresses are this service's; TorchServe's are sockets, but for its gRPC on loopback."""
+def test_listening_addresses(server: ServerProcess) -> None:
+    """The service has two addresses; TorchServe has Unix sockets, and gRPC on loopback."""
     processes = {p.pid: p for p in [psutil.Process(server.process.pid), *server.family()]}
     listening = set()
     for process in processes.values():

@@ -42,7 +42,7 @@ class TestAccepted:
         assert labels(response) == [7]
         assert response.headers["Content-Type"] == "application/json"
 
-    def test_the_shape_of_an_answer(self, server: ServerProcess, seven: torch.Tensor) -> None:
+    def test_response_shape(self, server: ServerProcess, seven: torch.Tensor) -> None:
         answer = post(server, "mnist", png(seven)).json()
         (prediction,) = answer.pop("predictions")
         assert answer == {"model": "mnist", "version": "1.0"}
@@ -62,7 +62,7 @@ class TestAccepted:
             ("WEBP", {"quality": 90}),
         ],
     )
-    def test_every_format(
+    def test_every_image_format(
         self, server: ServerProcess, seven: torch.Tensor, format_: str, options: dict[str, Any]
     ) -> None:
         assert labels(post(server, "mnist", encode(picture(seven), format_, **options))) == [7]
@@ -72,7 +72,7 @@ class TestAccepted:
         gif = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
         assert labels(post(server, "mnist", gif)) == [int(mnist_data.test.y[0])]
 
-    def test_a_multipart_field(self, server: ServerProcess, seven: torch.Tensor) -> None:
+    def test_multipart_field(self, server: ServerProcess, seven: torch.Tensor) -> None:
         url = server.url("mnist")
         response = requests.post(url, files={"data": ("7.png", png(seven))}, timeout=60)
         assert labels(response) == [7]
@@ -87,7 +87,7 @@ class TestAccepted:
         instances = [b64(png(x)) if i % 2 else x.tolist() for i, x in enumerate(images)]
         assert labels(post(server, "mnist", {"instances": instances})) == expected
 
-    def test_a_picture_has_the_same_numbers_in_every_form(
+    def test_an_image_gets_the_same_numbers_in_every_encoding(
         self, server: ServerProcess, seven: torch.Tensor
     ) -> None:
         floats = [[level + 0.0 for level in row] for row in seven.tolist()]
@@ -125,12 +125,12 @@ class TestAccepted:
         expected = [number for row in rows for number in row["probabilities"]]
         assert probabilities["data"] == pytest.approx(expected, abs=1e-6)
 
-    def test_the_largest_number_of_instances(self, server: ServerProcess) -> None:
+    def test_maximum_number_of_instances(self, server: ServerProcess) -> None:
         corners = [[i // 2 % 2, i % 2] for i in range(1024)]
         expected = [a ^ b for a, b in corners]
         assert labels(post(server, "xor", {"instances": corners})) == expected
 
-    def test_the_four_corners(self, server: ServerProcess) -> None:
+    def test_four_corners(self, server: ServerProcess) -> None:
         corners = [[0, 0], [0, 1], [1, 0], [1, 1]]
         predictions = post(server, "xor", {"instances": corners}).json()["predictions"]
         assert [prediction["label"] for prediction in predictions] == [0, 1, 1, 0]
@@ -144,7 +144,7 @@ class TestAccepted:
         for prediction in response.json()["predictions"]:
             assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-6)
 
-    def test_the_largest_picture(self, server: ServerProcess) -> None:
+    def test_largest_image(self, server: ServerProcess) -> None:
         assert len(labels(post(server, "mnist", dearest_png()))) == 1
 
     def test_json_with_any_content_type(self, server: ServerProcess) -> None:
@@ -176,7 +176,7 @@ class TestAccuracy:
             pytest.param(lambda d: d.resize((280, 280)).convert("RGB"), id="light on dark"),
         ],
     )
-    def test_pictures_in_other_forms_than_that_of_mnist(
+    def test_images_that_are_not_in_mnist_form(
         self,
         server: ServerProcess,
         mnist_data: Data,
@@ -260,7 +260,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("model", "body", "code", "message"), REFUSED, ids=[row[3][:50] for row in REFUSED]
     )
-    def test_with_a_status_and_a_reason(
+    def test_status_and_message(
         self, server: ServerProcess, model: str, body: Any, code: int, message: str
     ) -> None:
         response = post(server, model, body)
@@ -271,24 +271,24 @@ class TestRefused:
         assert error["type"].endswith("Exception")
         assert message in error["message"]
 
-    def test_a_form_field_of_another_name(self, server: ServerProcess) -> None:
+    def test_form_field_with_another_name(self, server: ServerProcess) -> None:
         response = requests.post(server.url("mnist"), files={"file": b"x"}, timeout=60)
         assert response.status_code == 400
         assert "a multipart field 'data'; got the form fields 'file'" in response.json()["message"]
 
-    def test_a_form(self, server: ServerProcess, seven: torch.Tensor) -> None:
-        """What curl's -d and --data-binary, urllib, Java and PHP say that they send."""
+    def test_form_content_type(self, server: ServerProcess, seven: torch.Tensor) -> None:
+        """The default of curl's -d and --data-binary, urllib, Java and PHP."""
         headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
         assert labels(post(server, "xor", b'{"instances": [[0, 1]]}', headers=headers)) == [1]
         assert labels(post(server, "mnist", png(seven), headers=headers)) == [7]
 
-    def test_a_body_beyond_the_limit_of_the_frontend(self, server: ServerProcess) -> None:
+    def test_body_over_the_size_limit(self, server: ServerProcess) -> None:
         assert post(server, "mnist", b"x" * (20 << 20)).status_code == 413
 
     @pytest.mark.parametrize(
         "path", ["/models", "/models?url=xor.mar", "/ping", "/api-description"]
     )
-    def test_nothing_of_torchserve_s_own_surface(self, server: ServerProcess, path: str) -> None:
+    def test_torchserve_apis_are_not_exposed(self, server: ServerProcess, path: str) -> None:
         response = requests.post(server.inference + path, timeout=60)
         assert response.status_code == 404
         assert response.json()["type"] == "ResourceNotFoundException"

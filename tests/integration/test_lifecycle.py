@@ -1,4 +1,4 @@
-"""Contract 5 against the real server: starting, being ready, draining, stopping."""
+"""The life of a real server: start-up, readiness, draining, shutdown."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from tests.serving import ROOT, ServerProcess, serving
 
 @pytest.fixture
 def slow_store(tmp_path: Path) -> Path:
-    """A store with a model that takes half a second a batch of four."""
+    """A store with a model that takes half a second for a batch of up to four."""
     handler = SLOW_HANDLER.format(seconds=0.5)
     foreign(tmp_path, "slow", handler, "batchSize: 4\nmaxBatchDelay: 50\n")
     return tmp_path
 
 
 def send(server: ServerProcess, count: int, pool: ThreadPoolExecutor) -> list[Future[int]]:
-    """Requests that the server has taken in and not yet answered, all of them."""
+    """Send requests; return once the server has accepted all and answered none."""
     before = server.accepted()
 
     def one(index: int) -> int:
@@ -78,7 +78,7 @@ class TestReadiness:
                     == 200
                 )
 
-    def test_a_killed_worker_is_missed_and_comes_back(self, store: Path) -> None:
+    def test_a_killed_worker_is_noticed_and_restarted(self, store: Path) -> None:
         with serving(store, "xor") as server:
             (worker,) = [p for p in server.family() if p.name().startswith("python")]
             worker.kill()
@@ -88,13 +88,13 @@ class TestReadiness:
             response = requests.post(server.url("xor"), json={"instances": [[0, 1]]}, timeout=60)
             assert response.json()["predictions"][0]["label"] == 1
 
-    def test_not_alive_once_restarts_have_not_helped(self, tmp_path: Path) -> None:
+    def test_liveness_fails_once_restarts_have_failed(self, tmp_path: Path) -> None:
         foreign(tmp_path, "dying", DYING_HANDLER, "maxRetryTimeoutInSec: 1\n")
         with serving(tmp_path) as server:
             assert server.probe("/livez")[0] == 200
             response = requests.post(server.url("dying"), data="now", timeout=60)
             assert response.status_code in (503, 504)
-            # It is started again five times, and each time the worker fails to load.
+            # TorchServe is restarted five times, and its worker fails to load each time.
             wait_until(lambda: server.probe("/livez")[0] == 503, timeout=120)
             assert "5 times in a row" in server.probe("/livez")[1]
             assert server.probe("/readyz")[0] == 503
@@ -117,7 +117,7 @@ class TestReadiness:
             assert answers[codes.index(503)].headers["Retry-After"] == "1"
             assert server.metric("serving_refused_total", model="slow") == codes.count(503)
 
-    def test_a_path_that_is_none(self, server: ServerProcess) -> None:
+    def test_unknown_path(self, server: ServerProcess) -> None:
         code, body = server.probe("/healthz")
         assert code == 404
         assert "/readyz" in body
@@ -142,7 +142,7 @@ class TestStopping:
             left = {path.name for path in server.temporary.iterdir()}
             assert left <= {"output", "logs"}
 
-    def test_a_request_in_the_worker_alone_is_waited_for(self, tmp_path: Path) -> None:
+    def test_a_request_in_the_worker_is_awaited(self, tmp_path: Path) -> None:
         foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=3))
         with (
             serving(tmp_path, DRAIN_GRACE_SECONDS="0") as server,
@@ -191,12 +191,12 @@ class TestStopping:
             server.process.send_signal(signal.SIGTERM)
             assert server.wait(30) == 0
 
-    def test_killed_it_leaves_no_process(self, store: Path) -> None:
+    def test_a_killed_server_leaves_no_process(self, store: Path) -> None:
         with serving(store, "xor") as server:
             server.process.kill()
             wait_until(lambda: not server.family())
 
-    def test_started_again_on_the_same_ports(self, store: Path) -> None:
+    def test_restart_on_the_same_ports(self, store: Path) -> None:
         with serving(store, "xor") as first:
             addresses = first.addresses
         with serving(store, "xor", **addresses) as second:
@@ -242,7 +242,7 @@ class TestFailingToStart:
         (tmp_path / "mnist.mar").write_bytes(content)
         assert "mnist.mar is corrupt: " in self.fails(tmp_path)
 
-    def test_a_model_that_was_exchanged(self, store: Path, tmp_path: Path) -> None:
+    def test_an_exchanged_torchscript(self, store: Path, tmp_path: Path) -> None:
         altered(store / "xor.mar", tmp_path / "xor.mar", {"model.pt": b"another"})
         line = self.fails(tmp_path)
         assert "model xor failed to load: ValueError: model.pt of model xor 1.0 has SHA-256" in line
@@ -261,16 +261,16 @@ class TestFailingToStart:
         line = self.fails(tmp_path, TS_DEFAULT_STARTUP_TIMEOUT="6")
         assert "not ready within 6 s (TS_DEFAULT_STARTUP_TIMEOUT): slow: " in line
 
-    def test_options_that_the_jvm_does_not_know(self, store: Path) -> None:
+    def test_unknown_jvm_options(self, store: Path) -> None:
         line = self.fails(store, "xor", TS_VMARGS="-XX:+NoSuchOption")
         assert "TorchServe ended by itself with exit code 1: " in line
         assert "NoSuchOption" in line
 
-    def test_a_java_that_is_not_there(self, store: Path, tmp_path: Path) -> None:
+    def test_a_missing_java(self, store: Path, tmp_path: Path) -> None:
         line = self.fails(store, "xor", TORCHSERVE_JAVA_HOME=str(tmp_path))
         assert "TORCHSERVE_JAVA_HOME is set, but there is no" in line
 
-    def test_a_value_that_is_no_address(self, store: Path) -> None:
+    def test_a_malformed_address(self, store: Path) -> None:
         line = self.fails(store, "xor", TELEMETRY_ADDRESS="8083")
         assert "telemetry_address (TELEMETRY_ADDRESS): expected http://HOST:PORT" in line
 
@@ -284,7 +284,7 @@ class TestFailingToStart:
 def test_served_by_plain_torchserve_without_this_repository(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive holds all it needs: its own handler code is what answers."""
+    """The archive is self-contained: its own handler code answers."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
     archive = Path(shutil.copy(store / "mnist.mar", tmp_path))
     # Otherwise TorchServe's defaults, with JSON decoded before the handler sees it.

@@ -1,4 +1,4 @@
-"""Contract 4 against the real server."""
+"""The metrics of a real server."""
 
 import json
 import re
@@ -37,12 +37,12 @@ def read(server: ServerProcess, name: str, model: str, **labels: str) -> float:
 
 @pytest.fixture(scope="module")
 def alone(store: Path) -> Iterator[ServerProcess]:
-    """A server that nobody else asks."""
+    """A server that only one test at a time sends requests to."""
     with serving(store, "mnist", "xor") as running:
         yield running
 
 
-def test_what_is_sent_is_what_is_counted(alone: ServerProcess) -> None:
+def test_counters_match_the_requests_sent(alone: ServerProcess) -> None:
     before = scrape(alone)
     sent = {
         "200": [SEVEN] * 7 + [json.dumps({"instances": [[[0] * 28] * 28] * 3}).encode()],
@@ -95,7 +95,7 @@ def test_torchserve_s_own_metrics_are_in_the_same_scrape(alone: ServerProcess) -
     assert any(name.startswith("Requests2XX") for name in names)
 
 
-def test_failures_are_counted_from_zero_whoever_failed(tmp_path: Path) -> None:
+def test_failure_counters_start_at_zero(tmp_path: Path) -> None:
     foreign(tmp_path, "status", STATUS_HANDLER)
     foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=1))
     with serving(tmp_path) as server, ThreadPoolExecutor(12) as pool:
@@ -135,7 +135,7 @@ def test_no_counter_goes_down_when_workers_are_killed(store: Path) -> None:
         assert read(server, "inference_instances_total", "xor") >= 6
 
 
-def test_server_counts_what_it_runs(alone: ServerProcess, store: Path) -> None:
+def test_server_level_metrics(alone: ServerProcess, store: Path) -> None:
     def vitals(name: str, **labels: str) -> float:
         return scrape(alone)[f"serving_{name}", frozenset(labels.items())]
 
@@ -151,7 +151,7 @@ def test_server_counts_what_it_runs(alone: ServerProcess, store: Path) -> None:
     server, frontend, worker = (
         vitals("resident_memory_bytes", process=kind) for kind in ("server", "frontend", "worker")
     )
-    # Two workers with torch loaded, a JVM, and a small Python.
+    # Two workers that have loaded torch, a JVM, and a small Python process.
     assert worker > frontend > server > 10 << 20
     victim = next(p for p in alone.family() if "model_service_worker" in " ".join(p.cmdline()))
     victim.kill()

@@ -1,4 +1,4 @@
-"""What the README says to run is run, in a copy of the repository, as a newcomer would."""
+"""Runs the README's commands in a copy of the repository, as a new user would."""
 
 import os
 import re
@@ -44,7 +44,7 @@ class Checkout:
         for archive in store.glob("*.mar"):
             shutil.copy(archive, directory / "model_store")
         self.addresses = free_addresses()
-        # What an outer `make test` leaves in the environment is not the newcomer's.
+        # A new user's environment has nothing of the `make test` around this.
         inherited = {
             key: value
             for key, value in os.environ.items()
@@ -111,9 +111,9 @@ def test_serve_and_the_requests(checkout: Checkout) -> None:
         assert '"status": "ready"' in ready
         metrics = checkout.run(block("curl http://127.0.0.1:8083/metrics"))
         assert 'inference_requests_total{code="200",model="xor",version="1.0"}' in metrics
-        # The lines that the server itself prints work when pasted, too.
+        # The commands that the server prints work when pasted.
         output = checkout.directory / "output"
-        # A probe may see that all is ready before the server does, and says so.
+        # A probe may see that all is ready before the server prints it.
         wait_until(lambda: "Ctrl-C stops" in output.read_text())
         printed = output.read_text()
         (line,) = re.findall(r"^  (curl -T .*)$", printed, re.MULTILINE)
@@ -123,7 +123,7 @@ def test_serve_and_the_requests(checkout: Checkout) -> None:
 
 
 def test_make_test(checkout: Checkout) -> None:
-    """The command itself; that the tests pass is what the run that contains this one shows."""
+    """Only the command: that the tests pass is shown by the run that contains this one."""
     collected = checkout.run(block("make test"), PYTEST_ADDOPTS="--collect-only -q")
     assert "test_readme.py::test_make_test" in collected
 
@@ -150,7 +150,7 @@ def test_changed_handler_code_is_packed_before_it_is_served(tmp_path: Path, stor
 def test_adding_a_model(checkout: Checkout) -> None:
     for name, text in PYTHON_BLOCKS:
         file = checkout.directory / name
-        if file.exists():  # one line of it is shown
+        if file.exists():  # the README shows one line of it
             start = text.partition("(")[0]
             lines = file.read_text().splitlines(keepends=True)
             (index,) = (i for i, line in enumerate(lines) if line.startswith(start))

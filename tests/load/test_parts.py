@@ -166,7 +166,16 @@ class TestServerSide:
                 ("inference_stage_seconds_count", (*base[:1], ("stage", "forward"))): 5.0 * factor,
             }
 
-        side = difference(scrape(1), scrape(3))["xor"]
+        doors = {
+            factor: {
+                ("serving_responses_total", (("code", "2xx"), ("model", "xor"))): 9.0 * factor,
+                ("serving_refused_total", (("model", "xor"),)): 2.0 * factor,
+            }
+            for factor in (1, 3)
+        }
+        side = difference(scrape(1) | doors[1], scrape(3) | doors[3])["xor"]
+        assert side.answers == {"2xx": 18}
+        assert side.refused == 4
         assert side.codes == {"200": 20}
         assert side.batch == 2
         assert side.milliseconds["forward"] == pytest.approx(4)
@@ -175,14 +184,16 @@ class TestServerSide:
     @pytest.mark.parametrize(
         ("sent", "served", "agree"),
         [
-            ({"200": 5, "400": 1}, {"200": 5, "400": 1}, True),
-            ({"200": 5, "503": 2, "404": 1}, {"200": 5}, True),
-            ({"200": 5, "0": 2}, {"200": 7}, True),
-            ({"200": 5, "0": 2}, {"200": 5}, True),
-            ({"200": 5, "0": 2}, {"200": 8}, False),
-            ({"200": 5}, {"200": 4}, False),
-            ({"200": 5}, {"200": 6}, False),
-            ({"200": 5}, {"200": 4, "500": 1}, False),
+            ({"200": 5, "400": 1}, {"2xx": 5, "4xx": 1}, True),
+            # Refused in the door, late, and gone: clients see what the door counts.
+            ({"200": 5, "503": 2, "504": 1, "404": 1}, {"2xx": 5, "4xx": 1, "5xx": 3}, True),
+            ({"200": 5, "503": 2}, {"2xx": 5, "5xx": 1}, False),
+            ({"200": 5, "0": 2}, {"2xx": 7}, True),
+            ({"200": 5, "0": 2}, {"2xx": 5}, True),
+            ({"200": 5, "0": 2}, {"2xx": 8}, False),
+            ({"200": 5}, {"2xx": 4}, False),
+            ({"200": 5}, {"2xx": 6}, False),
+            ({"200": 5}, {"2xx": 4, "5xx": 1}, False),
             ({"200": 5}, {}, False),
         ],
     )
@@ -196,5 +207,5 @@ class TestServerSide:
                 recorder.add("xor", 0.0, 0.0, 0.0, {f"code {code}": 1})
         results.merge(recorder.take())
         side = ModelSide()
-        side.codes.update(served)
+        side.answers.update(served)
         assert (mismatches(results, {"xor": side}) == []) is agree

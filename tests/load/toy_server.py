@@ -15,9 +15,15 @@ class Toy(BaseHTTPRequestHandler):
     fault = ""
 
     def do_GET(self) -> None:
-        name = "inference_requests_total"
-        sample = f'{name}{{model="xor",version="1.0",code="200"}} {Toy.served}'
-        self.reply(f"# TYPE {name} counter\n{sample}\n".encode())
+        samples = {
+            "inference_requests_total": 'model="xor",version="1.0",code="200"',
+            "serving_responses_total": 'model="xor",code="2xx"',
+        }
+        lines = [
+            f"# TYPE {name} counter\n{name}{{{labels}}} {Toy.served}\n"
+            for name, labels in samples.items()
+        ]
+        self.reply("".join(lines).encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

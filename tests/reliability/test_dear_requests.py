@@ -1,4 +1,4 @@
-"""Pictures that take long to decode, many at once: their neighbours are answered in their time."""
+"""Requests that take long, many at once: their neighbours are answered in their time."""
 
 import json
 import statistics
@@ -124,3 +124,13 @@ def test_the_dearest_picture_is_answered_or_put_off(server: ServerProcess) -> No
     assert refusal.json()["code"] == 503
     assert 1 <= int(refusal.headers["Retry-After"]) <= 60
     assert {process.pid for process in server.family()} == workers
+
+
+def test_explanations_are_answered_or_put_off(server: ServerProcess) -> None:
+    instances = [b64(digit.png) for digit in load()[:16]]
+    body = json.dumps({"instances": instances}).encode()
+    with Attack(f"{server.inference}/explanations/mnist", body) as attack:
+        seconds = ask_for_digits(server, NEIGHBOUR_REQUESTS)
+    report("16 explanations a request", seconds, attack.answers)
+    assert attack.answers.keys() == {200, 503}
+    assert 1 <= int(attack.refusals[503].headers["Retry-After"]) <= 60

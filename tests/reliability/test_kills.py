@@ -100,8 +100,9 @@ def test_the_jvm_is_started_again(server: ServerProcess) -> None:
         return process
 
     load, _ = recovers(server, java, signal.SIGKILL)
-    # Every request has an answer, if it is a refusal.
-    assert set(load.statuses) <= {200, 503}
+    # Every request has an answer, if it is a refusal; but for those whose answer was half sent.
+    assert set(load.statuses) <= {200, 503, LOST}
+    assert load.statuses[LOST] <= 8
     assert server.probe("/livez")[0] == 200
     assert server.metric("serving_torchserve_starts_total") == 2
     assert "TorchServe ended with exit code -9; starting TorchServe again" in server.output

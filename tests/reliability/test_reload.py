@@ -129,7 +129,7 @@ class Served(NamedTuple):
 def served(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("refused")
     shutil.copy(store / "xor.mar", directory)
-    with serving(directory, TS_DEFAULT_STARTUP_TIMEOUT="15") as server:
+    with serving(directory, TS_DEFAULT_STARTUP_TIMEOUT="20") as server:
         yield Served(server, directory)
 
 
@@ -172,10 +172,10 @@ class TestRefused:
         target = served.store / "mnist.mar"
         altered(store / "mnist.mar", target, {CARD_FILE: wrong.encode()})
         reason = self.refused(served)
-        assert "not ready within 15 s" in reason
+        assert "not ready within 20 s" in reason
         assert f"the warm-up prediction is {card.example_label}, not" in reason
 
     def test_a_model_that_takes_too_long(self, served: Served) -> None:
         slow = SLOW_HANDLER.format(seconds=60).replace("return None", "time.sleep(60)")
         foreign(served.store, "slow", slow)
-        assert "not ready within 15 s (TS_DEFAULT_STARTUP_TIMEOUT): slow: " in self.refused(served)
+        assert "not ready within 20 s (TS_DEFAULT_STARTUP_TIMEOUT): slow: " in self.refused(served)

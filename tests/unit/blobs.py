@@ -1,4 +1,4 @@
-"""A model that is trained in a moment: which of two clouds of points."""
+"""A model that trains in a moment: which of two clouds a point belongs to."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Unpacked archives with an untrained network, which are all that a handler needs."""
+"""Unpacked archives with an untrained network, which is all that a handler needs."""
 
 import hashlib
 from collections.abc import Callable

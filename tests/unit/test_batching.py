@@ -1,4 +1,5 @@
 import json
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from handler import v2
 from handler.allowance import Allowance
 from handler.batching import BatchHandler, Query, headers_of, id_of, is_http, queued
 from handler.card import CARD_FILE, TORCHSCRIPT_FILE
@@ -141,6 +143,143 @@ def test_an_error_for_a_grpc_request_reads_as_an_answer(loaded: Load) -> None:
     assert by_grpc.keys() >= {"id", "model_name", "model_version"}
 
 
+def send(
+    handler: BatchHandler, *requests: tuple[bytes, dict[str, str]]
+) -> tuple[list[bytes], Context]:
+    """Send bodies with headers as one batch."""
+    context = Context(Path(), len(requests))
+    for index, (_, headers) in enumerate(requests):
+        context.headers[index] |= headers
+    return handler.handle([{"body": body} for body, _ in requests], context), context
+
+
+EXPLAIN = {"explain": "True"}  # what TorchServe adds on its path /explanations
+V2 = {"x-protocol": "v2"}
+TENSOR = {"name": "x", "shape": [1, 2], "datatype": "FP32"}
+
+
+def test_binary_tensors_there_and_back(loaded: Load) -> None:
+    handler = loaded(XorHandler, "xor")
+    tensor = {"name": "x", "shape": [2, 2], "datatype": "FP32"}
+    parameters = {"binary_data_size": 16}
+    binary_out = {"parameters": {"binary_data_output": True}}
+    head = json.dumps({"inputs": [tensor | {"parameters": parameters}]} | binary_out).encode()
+    body = head + array("f", [0, 1, 1, 1]).tobytes()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    good = b'{"instances": [[0, 1], [1, 1]]}'
+    (answer, plain, refusal), context = send(handler, (body, V2 | length), (good, {}), (body, V2))
+    assert context.codes == [200, 200, 400]
+    assert context.content_types == ["application/octet-stream", *["application/json"] * 2]
+    assert context.response_headers[1:] == [{}, {}]
+    size = int(context.response_headers[0]["Inference-Header-Content-Length"])
+    assert [output["name"] for output in json.loads(answer[:size])["outputs"]] == list(v2.OUTPUTS)
+    predictions = json.loads(plain)["predictions"]
+    assert array("q", answer[size : size + 16]).tolist() == [p["label"] for p in predictions]
+    expected = [number for p in predictions for number in p["probabilities"]]
+    assert array("f", answer[size + 16 :]).tolist() == pytest.approx(expected, abs=1e-6)
+    assert json.loads(refusal).keys() == {"code", "type", "error"}
+    assert "not valid JSON" in json.loads(refusal)["error"]
+
+
+@pytest.mark.parametrize("body", [b'{"instances": [[0, 1]]}', b"\x89PNG", b"[]"])
+def test_a_path_of_the_open_inference_protocol_takes_nothing_else(
+    loaded: Load, body: bytes
+) -> None:
+    (answer,), context = send(loaded(MnistHandler, "mnist"), (body, V2))
+    assert context.codes == [400]
+    assert json.loads(answer)["error"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_compressed_body_is_named(loaded: Load, encoding: str) -> None:
+    (answer,), context = send(loaded(XorHandler, "xor"), (b"x", {"Content-Encoding": encoding}))
+    assert context.codes == [415]
+    assert f"got the Content-Encoding '{encoding}'" in json.loads(answer)["message"]
+
+
+def test_explanations_stand_in_their_place_in_a_batch(
+    loaded: Load, registry: CollectorRegistry
+) -> None:
+    handler = loaded(MnistHandler, "mnist")
+    digits = noise(2)
+    bodies = [png(digits[0]), json.dumps({"instances": digits.tolist()}).encode()]
+    answers, context = send(
+        handler, (bodies[0], {}), (bodies[0], EXPLAIN), (b"{", EXPLAIN), (bodies[1], EXPLAIN)
+    )
+    assert context.codes == [200, 200, 400, 200]
+    predicted, one, _, two = map(strict_json, answers)
+    assert one.keys() == {"model", "version", "explanations"}
+    for digit, explanation in zip(digits, two["explanations"], strict=True):
+        assert explanation["input"] == digit.tolist()
+        assert [len(row) for row in explanation["attributions"]] == [28] * 28
+        assert any(map(any, explanation["attributions"]))
+    (prediction,) = predicted["predictions"]
+    for explanation in (*one["explanations"], two["explanations"][0]):
+        assert explanation.items() >= {"label": prediction["label"]}.items()
+        assert explanation["probabilities"] == pytest.approx(prediction["probabilities"], abs=1e-6)
+    labels = {"model": "mnist", "version": "1.0"}
+    assert registry.get_sample_value("inference_explanations_total", labels) == 3
+    assert registry.get_sample_value("inference_instances_total", labels) == 1
+    assert registry.get_sample_value("inference_confidence_ratio_count", labels) == 1
+    stage = labels | {"stage": "explain"}
+    assert registry.get_sample_value("inference_stage_seconds_count", stage) == 2
+
+
+def test_explanations_of_a_tensor(loaded: Load) -> None:
+    """Of either type, and answered as those of instances are."""
+    handler = loaded(XorHandler, "xor")
+    bodies = [
+        json.dumps({"inputs": [TENSOR | {"datatype": datatype, "data": [1, 0]}]}).encode()
+        for datatype in ("FP32", "UINT8")
+    ]
+    answers, _ = send(handler, *((body, EXPLAIN) for body in bodies))
+    first, second = (strict_json(answer)["explanations"] for answer in answers)
+    assert first == second
+    assert all(first[0]["attributions"])
+
+
+def test_more_instances_than_are_explained(loaded: Load) -> None:
+    handler = loaded(XorHandler, "xor")
+    bodies = [json.dumps({"instances": [[0, 1]] * count}).encode() for count in (16, 17)]
+    (_, refusal), context = send(handler, *((body, EXPLAIN) for body in bodies))
+    assert context.codes == [200, 413]
+    assert strict_json(refusal)["message"] == "expected 1 to 16 instances to explain, got 17"
+
+
+def test_explanations_beyond_the_allowance_are_put_off(loaded: Load) -> None:
+    handler = loaded(XorHandler, "xor")
+    good = b'{"instances": [[0, 1]]}'
+    # The first is seen to take 5 s, and the second is looked at a second later.
+    times = iter([*[0.0] * 4, 5.0, 6.0])
+    handler.allowance = Allowance(times.__next__)
+    answers, context = send(handler, (good, EXPLAIN), (good, EXPLAIN), (good, {}))
+    assert context.codes == [200, 503, 200]
+    assert context.response_headers[1] == {"Retry-After": "4"}
+    assert "predictions" in strict_json(answers[2])
+
+
+def test_explanations_are_put_off_before_they_are_read(loaded: Load) -> None:
+    handler = loaded(XorHandler, "xor")
+    handler.allowance._paid_off = 1e12
+    _, context = send(handler, (b"not JSON", EXPLAIN), (b"not JSON", {}))
+    assert context.codes == [503, 400]
+
+
+def test_an_explanation_that_fails_does_so_alone(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = loaded(XorHandler, "xor")
+    good = b'{"instances": [[0, 1]]}'
+
+    def fail(*_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(handler, "explain", fail)
+    _, context = send(handler, (good, EXPLAIN), (good, {}))
+    assert context.codes == [507, 200]
+    assert "of requests id-0" in caplog.text
+
+
 class Logarithm(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.log()
@@ -155,9 +294,6 @@ def load_network(directory: Path, network: torch.nn.Module) -> BatchHandler:
     handler = XorHandler()
     handler.initialize(Context(directory))
     return handler
-
-
-TENSOR = {"name": "x", "shape": [1, 2], "datatype": "FP32"}
 
 
 @pytest.mark.parametrize(
@@ -206,6 +342,7 @@ PAGE = encode(dark_on_light(Image.new("L", (900, 2000), 255), (4096, 4096), (999
 def test_the_pixel_budget_of_a_request(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is checked before any pixel is decoded, and one picture of the largest size fits."""
     handler = loaded(MnistHandler, "mnist")
+    handler.allowance = Allowance(lambda: 0.0)  # no time passes, so nothing is put off
     digit = png(noise(1)[0])
     assert ask(handler, PAGE)[0][0] == 200
     assert ask(handler, {"instances": [b64(digit), b64(PAGE), noise(1)[0].tolist()]})[0][0] == 200

@@ -31,7 +31,7 @@ def model(
 
 
 class Stub:
-    """A service whose state is said by the test."""
+    """A service whose state the test sets."""
 
     ready = live = 200
     reloads = 0
@@ -60,7 +60,7 @@ class Stub:
 
 @contextlib.contextmanager
 def running(stub: Stub, directory: Path, tokens: Path | None = None) -> Iterator[str]:
-    """The URL of the port for operators; the app for clients is at `control.sock`."""
+    """Run both apps: yield the URL of the operators' one; the clients' one is at `control.sock`."""
     with (
         bind(Address("127.0.0.1", free_ports(1)[0], "TELEMETRY_ADDRESS")) as listener,
         socket.socket(socket.AF_UNIX) as local,
@@ -284,7 +284,7 @@ def test_a_reload_from_loopback_or_with_a_token(
     with running(stub, tmp_path, tokens) as url:
         assert requests.post(url + "/reload", timeout=10).status_code == 409
         assert stub.reloads == 1
-        # A client elsewhere.
+        # A client that is not on loopback.
         monkeypatch.setattr(ipaddress.IPv4Address, "is_loopback", False)
         refused = requests.post(url + "/reload", timeout=10)
         assert refused.status_code == 401
@@ -298,7 +298,7 @@ def test_a_reload_from_loopback_or_with_a_token(
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\n", b"complete"])
-def test_a_client_that_does_not_finish_its_headers_is_closed(
+def test_slow_headers_are_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(control, "_HEADER_SECONDS", 0.2)
@@ -343,7 +343,7 @@ def test_an_address_that_cannot_be_used() -> None:
             bind(address)
 
 
-def test_a_stub_is_asked_in_threads(tmp_path: Path) -> None:
+def test_a_slow_report_does_not_block_others(tmp_path: Path) -> None:
     """One that takes long keeps nobody else waiting."""
 
     answered = threading.Event()

@@ -1,4 +1,4 @@
-"""Links and commands in the documents lead somewhere."""
+"""Links and `make` targets in the documents exist."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MUL
 
 
 def anchors(text: str) -> set[str]:
-    """Those that GitHub makes of headings."""
+    """The anchors that GitHub derives from headings."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 

@@ -42,13 +42,13 @@ class TestRoutes:
     def test_the_heap_holds_every_copy_of_every_body(
         self, heap: int, workers: int, models: int
     ) -> None:
-        """With the figures of config.properties, a small heap, and far more workers."""
+        """With the heap and workers of config.properties, a small heap, and many more workers."""
         archives = [archive(f"m{number}") for number in range(models)]
         ways = routes(archives, {each.key: workers for each in archives}, heap)
         assert min(min(way.small, way.large) for way in ways) >= 1
         large = sum(way.large for way in ways) * MAX_BODY * COPIES
         small = sum(way.small for way in ways) * SMALL_BODY * COPIES
-        if min(way.large for way in ways) > 1:  # one for each model there must be
+        if min(way.large for way in ways) > 1:  # each model needs at least one
             assert large + small <= heap / 2
 
     def test_the_configured_heap_is_enough(self) -> None:
@@ -62,7 +62,7 @@ class TestRoutes:
 
 
 def check(config: str, directory: Path) -> str:
-    """What HAProxy says of a configuration; empty where it takes it without a warning."""
+    """HAProxy's complaints about a configuration; empty if it accepts it without a warning."""
     file = directory / "haproxy.cfg"
     file.write_text(config)
     program, environment = door.find_haproxy(directory)
@@ -121,7 +121,7 @@ OPTIONS = ("tokens", "rate", "tls", "cors", "grpc", "log")
     ],
     ids="+".join,
 )
-def test_haproxy_takes_every_combination_of_options(
+def test_haproxy_accepts_every_combination_of_options(
     settings: Settings, tmp_path: Path, chosen: tuple[str, ...]
 ) -> None:
     values: dict[str, Any] = {}
@@ -142,19 +142,21 @@ def test_haproxy_takes_every_combination_of_options(
 
 
 @pytest.mark.parametrize("change", [{"access_log": "all"}, {"cors_origins": ("*",)}])
-def test_haproxy_takes_the_other_values(
+def test_haproxy_accepts_other_values(
     settings: Settings, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     assert check(write(replace(settings, **change), tmp_path), tmp_path) == ""
 
 
-def test_haproxy_takes_a_door_before_the_models(settings: Settings, tmp_path: Path) -> None:
+def test_haproxy_accepts_the_configuration_before_models_load(
+    settings: Settings, tmp_path: Path
+) -> None:
     config = write(settings, tmp_path, starting=True, inference_socket=None)
     assert check(config, tmp_path) == ""
     assert "the models are loading" in config
 
 
-def test_a_configuration_that_haproxy_refuses_fails_the_check(
+def test_the_check_finds_a_configuration_that_haproxy_refuses(
     settings: Settings, tmp_path: Path
 ) -> None:
     config = write(settings, tmp_path) + "    no-such-keyword\n"
@@ -174,7 +176,7 @@ def test_tokens(tmp_path: Path) -> None:
 
 
 class TestProgram:
-    def test_the_one_that_is_chosen(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_chosen_program(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program, _ = door.find_haproxy(tmp_path)
         monkeypatch.setenv("HAPROXY", str(program))
         assert door.find_haproxy(tmp_path)[0] == program
@@ -182,16 +184,12 @@ class TestProgram:
         with pytest.raises(DoorError, match=r"HAPROXY is set, but .*none is not a program"):
             door.find_haproxy(tmp_path)
 
-    def test_a_package_that_is_missing(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_missing_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
         with pytest.raises(DoorError, match="no HAProxy: run `make setup`"):
             door.find_haproxy(tmp_path)
 
-    def test_a_run_bit_that_was_dropped(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_missing_executable_bit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda *_: False)
         program, environment = door.find_haproxy(tmp_path)
         assert program == tmp_path / "haproxy"

@@ -1,4 +1,4 @@
-"""The contracts in pyproject.toml on who imports whom find what breaks them."""
+"""The import contracts in pyproject.toml find violations."""
 
 import shutil
 import subprocess

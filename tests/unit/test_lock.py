@@ -1,4 +1,4 @@
-"""requirements/ locks what pyproject.toml asks for."""
+"""requirements/ locks what pyproject.toml requires."""
 
 import re
 import tomllib
@@ -31,7 +31,7 @@ def locked(lock: str) -> dict[str, str]:
 
 
 def direct(lock: str) -> set[str]:
-    """Names of those that pyproject.toml itself asks for, as the lock's comments say."""
+    """Names of direct dependencies, by the lock's comments."""
     text = (ROOT / "requirements" / f"{lock}.txt").read_text()
     return {entry["name"] for entry in ENTRY.finditer(text) if "pyproject.toml" in entry["comment"]}
 
@@ -47,7 +47,7 @@ def parse(group: list[Any]) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("name", ["serving", *GROUPS])
-def test_what_is_asked_for_is_locked(name: str) -> None:
+def test_every_requirement_is_locked(name: str) -> None:
     dependencies = parse(PYPROJECT["project"]["dependencies"])
     requirements = parse(GROUPS[name]) if name != "serving" else dependencies
     requirements += dependencies if name == "dev" else []
@@ -60,7 +60,7 @@ def test_what_is_asked_for_is_locked(name: str) -> None:
     assert direct(name) == asked - {"torch"}
 
 
-# `clients` and `deploy` are for environments of their own.
+# `clients` and `deploy` have environments of their own.
 @pytest.mark.parametrize("name", ["cuda", "loadtest", "serving", "training"])
 def test_a_package_has_one_version(name: str) -> None:
     everywhere = locked("dev")
@@ -73,9 +73,9 @@ def test_every_file_is_a_lock_of_something() -> None:
     assert files == {"cuda", "serving", "torch", *GROUPS}
 
 
-def test_what_torch_needs_is_what_it_says() -> None:
+def test_requirements_of_torch_match_its_metadata() -> None:
     (declared,) = PYPROJECT["tool"]["uv"]["dependency-metadata"]
     assert locked("torch") == {"torch": declared["version"]}
-    # Those with a condition are extras, and libraries of the CUDA build.
+    # Requirements with a condition are extras and libraries of the CUDA build.
     needed = [line for line in metadata.requires("torch") or [] if ";" not in line]
     assert sorted(declared["requires-dist"]) == sorted(needed)

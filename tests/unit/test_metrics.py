@@ -157,7 +157,7 @@ def test_no_counter_goes_down_when_a_worker_dies(
     workers: Workers, tmp_path: Path, dead: int
 ) -> None:
     workers.start(os.getpid()).batch([0.2, None, None], [], 0.1)
-    (tmp_path / f"counter_{dead}.db").touch()  # killed while it created its file
+    (tmp_path / f"counter_{dead}.db").touch()  # killed while it was creating its file
     assert value(workers.read(), "inference_requests_total", code="200") == 3
     for round_ in range(1, 4):
         workers.start(dead).batch([None, None, 0.2, None], [RequestError("x")], 0.1)
@@ -198,7 +198,7 @@ def test_a_handler_counts_what_it_answers(
     assert sample("inference_instances_total") == 2
     assert sample("inference_batch_requests_sum") == 3
     for stage in STAGES:
-        assert sample("inference_stage_seconds_count", stage=stage) == 1
+        assert sample("inference_stage_seconds_count", stage=stage) == (stage != "explain")
     in_stages = sum(sample("inference_stage_seconds_sum", stage=s) or 0 for s in STAGES)
     assert 0 < in_stages <= (sample("inference_batch_seconds_sum") or 0)
     assert sample("inference_confidence_ratio_count") == 2

@@ -7,7 +7,7 @@ from server.settings import ConfigurationError, load_settings
 from tests.serving import ROOT
 
 
-def test_the_file_in_the_repository_gives_the_documented_ports() -> None:
+def test_repository_file_has_the_documented_ports() -> None:
     settings = load_settings(ROOT / "config.properties", {})
     assert settings.inference.url == "http://127.0.0.1:8080"
     assert settings.telemetry.url == "http://127.0.0.1:8083"
@@ -16,7 +16,7 @@ def test_the_file_in_the_repository_gives_the_documented_ports() -> None:
     assert settings.heap_bytes == 512 << 20
 
 
-def test_the_file_in_the_repository_closes_the_surface() -> None:
+def test_repository_file_closes_torchserve_apis() -> None:
     given = load_settings(ROOT / "config.properties", {}).torchserve
     assert given["enable_model_api"] == "false"
     assert given["allowed_urls"] == "none"
@@ -37,7 +37,7 @@ def test_arguments_over_environment_over_file_over_defaults(tmp_path: Path) -> N
     assert (settings.model_store, settings.models) == (Path("c"), ("z",))
 
 
-def test_java_s_other_ways_to_write_a_property(tmp_path: Path) -> None:
+def test_other_java_property_syntax(tmp_path: Path) -> None:
     file = tmp_path / "c"
     file.write_text(
         "drain_grace_seconds: 7\nload_models=a,\\\n    b\ntelemetry_address http://h:1\n"
@@ -54,7 +54,7 @@ def test_a_malformed_escape_is_refused(tmp_path: Path) -> None:
         load_settings(tmp_path / "c", {})
 
 
-def test_torchserve_gets_its_own_keys_only(tmp_path: Path) -> None:
+def test_torchserve_gets_only_its_own_keys(tmp_path: Path) -> None:
     file = tmp_path / "c"
     file.write_text('job_queue_size=5\nqueue_timeout_seconds=1\nmodels={"a": 1}\n')
     environment = {
@@ -98,7 +98,7 @@ def test_a_listener_on_every_interface_is_reached_by_loopback(tmp_path: Path) ->
         ("CORS_ORIGINS", 'https://a" hdr X y'),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named(tmp_path: Path, variable: str, value: str) -> None:
+def test_an_unusable_value_is_named(tmp_path: Path, variable: str, value: str) -> None:
     (tmp_path / "c").touch()
     with pytest.raises(ConfigurationError) as caught:
         load_settings(tmp_path / "c", {variable: value})
@@ -106,6 +106,6 @@ def test_a_value_that_cannot_be_used_is_named(tmp_path: Path, variable: str, val
     assert repr(value) in str(caught.value)
 
 
-def test_a_file_that_is_missing(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
         load_settings(tmp_path / "c", {})

@@ -53,7 +53,7 @@ def test_a_path_instead_of_a_name(tmp_path: Path) -> None:
         find_archives(tmp_path, (str(tmp_path / "a.mar"),))
 
 
-def test_no_such_store(tmp_path: Path) -> None:
+def test_a_missing_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not a directory: run `make train`"):
         find_archives(tmp_path / "none", ())
 
@@ -67,13 +67,13 @@ def test_the_highest_version_comes_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "version"), [("a b", "1.0"), ("m", "1/0"), ("m\n", "1.0")])
-def test_names_that_a_path_cannot_have(tmp_path: Path, name: str, version: str) -> None:
+def test_names_that_do_not_fit_a_path(tmp_path: Path, name: str, version: str) -> None:
     write(tmp_path / "a.mar", name, version)
     with pytest.raises(StoreError, match="has characters other than letters"):
         find_archives(tmp_path, ())
 
 
-def test_an_archive_that_changes_while_it_is_copied(tmp_path: Path) -> None:
+def test_an_archive_that_changes_while_being_copied(tmp_path: Path) -> None:
     write(tmp_path / "a.mar", "m")
     (archive,) = find_archives(tmp_path, ())
     (copy,) = copy_archives([archive], tmp_path / "copy")

@@ -16,7 +16,7 @@ from tests.unit.conftest import make_card
 
 
 class Frontend:
-    """A TorchServe that answers what the test says."""
+    """A TorchServe whose answers the test sets."""
 
     def __init__(self, *archives: Archive) -> None:
         self.archives = archives
@@ -87,7 +87,7 @@ def test_ready_once_the_example_is_answered(card: ModelCard) -> None:
     assert dict(snapshot.memory) == {"worker": 7}
     assert snapshot.worker_starts == 2
     assert frontend.warm_ups == ["xor/1.0"]
-    # A new worker is warmed, too; the same workers are not again.
+    # A new worker is warmed up; the same workers are not warmed up again.
     frontend.statuses["xor/1.0"] = ModelStatus(1, frozenset({8}), 5)
     wait_until(lambda: len(frontend.warm_ups) == 2 and watcher.snapshot.is_ready)
     assert watcher.refresh(5).models[0].queued == 5
@@ -134,7 +134,7 @@ def test_two_versions_are_told_apart() -> None:
     watcher.stop()
 
 
-def test_workers_that_are_missing_and_archives_that_were_refused() -> None:
+def test_missing_workers_and_refused_archives() -> None:
     frontend = Frontend(archive("a"), archive("b"))
     frontend.statuses["a/1.0"] = ModelStatus(2, frozenset({1}), 0)
     del frontend.statuses["b/1.0"]
@@ -147,7 +147,7 @@ def test_workers_that_are_missing_and_archives_that_were_refused() -> None:
     watcher.stop()
 
 
-def test_a_frozen_frontend_costs_a_reader_the_timeout_and_shows_its_age() -> None:
+def test_reading_a_frozen_frontend_takes_the_timeout_and_shows_its_age() -> None:
     frontend = Frontend(archive())
     watcher = watch(frontend)
     wait_until(lambda: watcher.snapshot.is_ready)
@@ -160,7 +160,7 @@ def test_a_frozen_frontend_costs_a_reader_the_timeout_and_shows_its_age() -> Non
     watcher.stop()
 
 
-def test_a_frontend_that_is_gone_says_so() -> None:
+def test_a_missing_frontend_is_the_reason() -> None:
     frontend = Frontend(archive())
     watcher = watch(frontend)
     wait_until(lambda: watcher.snapshot.is_ready)
