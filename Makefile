@@ -6,6 +6,9 @@ SETUP := $(VENV)/.installed
 # Programs that check deploy/ pin what the service pins otherwise.
 DEPLOY_VENV := .venv-deploy
 DEPLOY_SETUP := $(DEPLOY_VENV)/.installed
+# So do the clients that tests run.
+CLIENTS_VENV := .venv-clients
+CLIENTS_SETUP := $(CLIENTS_VENV)/.installed
 
 LOCK := $(PY) -m uv pip compile --quiet
 
@@ -29,6 +32,11 @@ $(DEPLOY_SETUP): requirements/deploy.txt $(SETUP)
 	@requirements/install $(DEPLOY_VENV)/bin/python deploy
 	@touch $@
 
+$(CLIENTS_SETUP): requirements/clients.txt $(SETUP)
+	@$(PYTHON) -m venv $(CLIENTS_VENV)
+	@requirements/install $(CLIENTS_VENV)/bin/python clients
+	@touch $@
+
 # With what is installed, as the old locks may no longer be installable. cuda.txt alone is made without
 # [tool.uv], which has what torch's CPU build needs.
 lock: $(if $(wildcard $(PY)),,$(SETUP)) ## write requirements/*.txt from pyproject.toml (ARGS=--upgrade for all that it needs)
@@ -40,11 +48,13 @@ lock: $(if $(wildcard $(PY)),,$(SETUP)) ## write requirements/*.txt from pyproje
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-package torch \
 		--constraint requirements/dev.txt requirements/torch.txt --output-file requirements/cuda.txt
 	@$(LOCK) $(ARGS) --group deploy --output-file requirements/deploy.txt
+	@$(LOCK) $(ARGS) --group clients --output-file requirements/clients.txt
 
 audit: $(SETUP) ## look every locked package up among known vulnerabilities
 	@$(PY) -m pip_audit --strict --disable-pip --require-hashes --requirement requirements/torch.txt \
 		--requirement requirements/cuda.txt --requirement requirements/dev.txt
 	@$(PY) -m pip_audit --strict --disable-pip --require-hashes --requirement requirements/deploy.txt
+	@$(PY) -m pip_audit --strict --disable-pip --require-hashes --requirement requirements/clients.txt
 
 train: $(SETUP) ## train every model and pack its archive into model_store (ARGS=--force replaces other weights)
 	@$(PY) -m training train
@@ -60,7 +70,7 @@ serve: models ## bring model_store up to date, then serve until Ctrl-C
 unit: $(SETUP) ## run the tests that start no server (seconds)
 	@$(PY) -m pytest tests/unit
 
-test: $(SETUP) $(DEPLOY_SETUP) ## run every test, and measure coverage
+test: $(SETUP) $(DEPLOY_SETUP) $(CLIENTS_SETUP) ## run every test, and measure coverage
 	@$(PY) -m pytest --cov
 
 deploy-tools: ## install what tests of images, rules, the page and the benchmark need besides, on Debian, as root
@@ -89,5 +99,5 @@ manifests: $(SETUP) $(DEPLOY_SETUP) ## render every overlay of deploy/kubernetes
 	@$(PY) -m deploy.manifests
 
 clean: ## remove the environment, caches, archives and logs
-	rm -rf $(VENV) $(DEPLOY_VENV) artifacts .cache .coverage* .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
+	rm -rf $(VENV) $(DEPLOY_VENV) $(CLIENTS_VENV) artifacts .cache .coverage* .mypy_cache .pytest_cache .ruff_cache logs model_store/*.mar
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -60,7 +60,7 @@ def test_every_requirement_is_locked(name: str) -> None:
     assert direct(name) == asked - {"torch"}
 
 
-# `deploy` has an environment of its own.
+# `clients` and `deploy` have environments of their own.
 @pytest.mark.parametrize("name", ["cuda", "loadtest", "serving", "training"])
 def test_a_package_has_one_version(name: str) -> None:
     everywhere = locked("dev")
