@@ -21,7 +21,7 @@ from server.protocol.inference_pb2_grpc import (
     GRPCInferenceServiceServicer,
     add_GRPCInferenceServiceServicer_to_server,
 )
-from server.tensors import TensorError, request_body, response_message
+from server.tensors import Body, TensorError, request_body, response_message
 
 # A body of the largest size, and the names around it.
 _MAX_MESSAGE = MAX_BODY + (64 << 10)
@@ -40,6 +40,7 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+_JSON_LENGTH = "Inference-Header-Content-Length"
 _Call = Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]
 
 
@@ -150,19 +151,25 @@ class _Inference(GRPCInferenceServiceServicer):
             body = request_body(request)
         except TensorError as error:
             raise _CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
-        if len(body) > MAX_BODY:
-            text = f"the tensors have {len(body)} bytes as JSON; the limit is {MAX_BODY}"
+        if len(body.content) > MAX_BODY:
+            text = f"the request has {len(body.content)} bytes over HTTP; the limit is {MAX_BODY}"
             raise _CallError(grpc.StatusCode.INVALID_ARGUMENT, text)
         # As the door makes them of V2's requests.
         headers = {"X-Protocol": "v2"}
         headers |= {k: v for k, v in context.invocation_metadata() if k == "x-request-id"}
-        answer = await self._ask(f"/predictions/{archive.key}", body, headers)
+        if body.json_length is not None:
+            headers[_JSON_LENGTH] = str(body.json_length)
+        answer = await self._ask(f"/predictions/{archive.key}", body.content, headers)
         if answer.status_code != 200:
             raise _CallError(
                 _CODES.get(answer.status_code, grpc.StatusCode.UNKNOWN), _message(answer)
             )
+        length = answer.headers.get(_JSON_LENGTH, "")
+        content = Body(
+            answer.content, int(length) if length.isdecimal() and len(length) < 10 else None
+        )
         try:
-            return response_message(answer.content, raw=bool(request.raw_input_contents))
+            return response_message(content, raw=bool(request.raw_input_contents))
         except TensorError as error:
             raise _CallError(grpc.StatusCode.INTERNAL, str(error)) from None
 

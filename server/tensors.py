@@ -1,4 +1,7 @@
-"""Tensors of the Open Inference Protocol's gRPC messages, to and from its JSON."""
+"""Tensors of the Open Inference Protocol's gRPC messages, to and from its HTTP form.
+
+Raw contents become the binary tensor data that may follow the JSON, and others its lists.
+"""
 
 import json
 import struct
@@ -19,6 +22,13 @@ _LENGTH = struct.Struct("<I")
 
 class TensorError(ValueError):
     """A message is not of the protocol; the text says where."""
+
+
+class Body(NamedTuple):
+    """The body of a request or an answer; `json_length` is None unless binary data follows."""
+
+    content: bytes
+    json_length: int | None = None
 
 
 class _Numeric(NamedTuple):
@@ -42,12 +52,12 @@ _NUMERIC = {
 }
 
 
-def request_body(request: ModelInferRequest) -> bytes:
-    """The request as the protocol's JSON.
+def request_body(request: ModelInferRequest) -> Body:
+    """The request over HTTP. With raw contents it asks for an answer in binary, too.
 
     Raises:
-        TensorError: raw contents that are not of their tensor's datatype, or that stand beside
-            others; a number that JSON does not have.
+        TensorError: raw contents beside others, or not one for each input; contents that JSON
+            cannot hold.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -55,28 +65,9 @@ def request_body(request: ModelInferRequest) -> bytes:
             f"raw_input_contents: expected one for each of {len(request.inputs)} inputs, "
             f"got {len(raw)}"
         )
-    inputs = []
-    for index, tensor in enumerate(request.inputs):
-        where = f"inputs[{index}]"
-        if not raw:
-            data = _from_contents(tensor.contents, tensor.datatype, where)
-        elif tensor.HasField("contents"):
-            raise TensorError(f"{where}: has contents beside raw_input_contents")
-        else:
-            data = _from_raw(raw[index], tensor.datatype, f"raw_input_contents[{index}]")
-        inputs.append(
-            {
-                "name": tensor.name,
-                "shape": list(tensor.shape),
-                "datatype": tensor.datatype,
-                "parameters": _from_parameters(tensor.parameters),
-                "data": data,
-            }
-        )
-    document: dict[str, Any] = {
-        "parameters": _from_parameters(request.parameters),
-        "inputs": inputs,
-    }
+    document: dict[str, Any] = {"parameters": _from_parameters(request.parameters), "inputs": []}
+    if raw:
+        document["parameters"]["binary_data_output"] = True
     if request.id:
         document["id"] = request.id
     if request.outputs:
@@ -84,43 +75,69 @@ def request_body(request: ModelInferRequest) -> bytes:
             {"name": output.name, "parameters": _from_parameters(output.parameters)}
             for output in request.outputs
         ]
+    for index, tensor in enumerate(request.inputs):
+        given = {
+            "name": tensor.name,
+            "shape": list(tensor.shape),
+            "datatype": tensor.datatype,
+            "parameters": _from_parameters(tensor.parameters),
+        }
+        if not raw:
+            given["data"] = _from_contents(tensor.contents, tensor.datatype, f"inputs[{index}]")
+        elif tensor.HasField("contents"):
+            raise TensorError(f"inputs[{index}]: has contents beside raw_input_contents")
+        else:
+            given["parameters"]["binary_data_size"] = len(raw[index])
+        document["inputs"].append(given)
     try:
-        return json.dumps(document, allow_nan=False).encode()
+        header = json.dumps(document, allow_nan=False).encode()
     except ValueError:
         raise TensorError("inputs: expected finite numbers, got NaN or an infinity") from None
+    return Body(b"".join([header, *raw]), len(header) if raw else None)
 
 
-def response_message(body: bytes, *, raw: bool) -> ModelInferResponse:
-    """The protocol's JSON answer as a message.
+def response_message(answer: Body, *, raw: bool) -> ModelInferResponse:
+    """The answer over HTTP as a message.
 
     Args:
-        body: the answer.
+        answer: in the protocol's form.
         raw: whether its tensors go into `raw_output_contents`.
 
     Raises:
-        TensorError: it is not the protocol's.
+        TensorError: it is not in that form.
     """
     try:
-        document = json.loads(body)
-        response = ModelInferResponse(
-            model_name=document["model_name"],
-            model_version=document.get("model_version", ""),
-            id=document.get("id", ""),
-        )
-        _to_parameters(document.get("parameters", {}), response.parameters)
-        for output in document["outputs"]:
-            name, datatype, data = output["name"], output["datatype"], output["data"]
-            tensor = response.outputs.add(name=name, datatype=datatype, shape=output["shape"])
-            _to_parameters(output.get("parameters", {}), tensor.parameters)
-            if raw:
-                response.raw_output_contents.append(_to_raw(data, datatype))
-            else:
-                tensor.contents.CopyFrom(_to_contents(data, datatype))
+        return _response_message(answer, raw=raw)
     except (
         *(ValueError, LookupError, TypeError, AttributeError),
         *(OverflowError, RecursionError),
     ) as error:
         raise TensorError(f"the model's answer is not of the protocol: {error!r:.200}") from None
+
+
+def _response_message(answer: Body, *, raw: bool) -> ModelInferResponse:
+    document = json.loads(answer.content[: answer.json_length])
+    binary = memoryview(answer.content)[answer.json_length or len(answer.content) :]
+    response = ModelInferResponse(
+        model_name=document["model_name"],
+        model_version=document.get("model_version", ""),
+        id=document.get("id", ""),
+    )
+    _to_parameters(document.get("parameters", {}), response.parameters)
+    for output in document["outputs"]:
+        datatype, parameters = output["datatype"], output.get("parameters", {})
+        tensor = response.outputs.add(name=output["name"], datatype=datatype, shape=output["shape"])
+        size = parameters.pop("binary_data_size", None)
+        _to_parameters(parameters, tensor.parameters)
+        if not raw:
+            tensor.contents.CopyFrom(_to_contents(output["data"], datatype))
+        elif size is None:
+            response.raw_output_contents.append(_to_raw(output["data"], datatype))
+        else:
+            if not 0 <= size <= len(binary):
+                raise ValueError(f"binary_data_size is {size}, but {len(binary)} bytes are left")
+            response.raw_output_contents.append(bytes(binary[:size]))
+            binary = binary[size:]
     return response
 
 
@@ -134,33 +151,6 @@ def _from_contents(contents: InferTensorContents, datatype: str, where: str) -> 
     if not field:
         raise TensorError(f"{where}: {datatype} is for raw_input_contents only")
     return list(getattr(contents, field))
-
-
-def _from_raw(raw: bytes, datatype: str, where: str) -> list[Any]:
-    if datatype == "BYTES":
-        return _split(raw, where)
-    dtype = np.dtype(_numeric(datatype, where).dtype)
-    if len(raw) % dtype.itemsize:
-        raise TensorError(
-            f"{where}: expected a multiple of {dtype.itemsize} bytes, which {datatype} has, "
-            f"got {len(raw)}"
-        )
-    numbers: list[Any] = np.frombuffer(raw, dtype).tolist()
-    return numbers
-
-
-def _split(raw: bytes, where: str) -> list[str]:
-    """BYTES: each item has its length in four bytes before it."""
-    items, begin = [], 0
-    while begin < len(raw):
-        if begin + _LENGTH.size > len(raw):
-            raise TensorError(f"{where}: ends within a length")
-        (length,) = _LENGTH.unpack_from(raw, begin)
-        begin += _LENGTH.size + length
-        if begin > len(raw):
-            raise TensorError(f"{where}: ends within an item")
-        items.append(_text(raw[begin - length : begin], where))
-    return items
 
 
 def _text(item: bytes, where: str) -> str:

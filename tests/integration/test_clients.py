@@ -72,9 +72,9 @@ def test_metadata(results: Callable[[str], Any], client: str) -> None:
 
 
 IMAGES = {
-    "triton_http": ("infer images",),
+    "triton_http": ("infer images", "infer images in JSON"),
     "triton_grpc": ("infer images",),
-    "kserve_rest": ("v2 infer images",),
+    "kserve_rest": ("v2 infer images", "v2 infer images in binary"),
     "kserve_grpc": ("infer images", "infer raw images"),
 }
 
@@ -86,7 +86,7 @@ def test_inferences(results: Callable[[str], Any], client: str, call: str) -> No
     assert images["label"] == [1, 1]
     assert [len(row) for row in images["probabilities"]] == [10, 10]
     assert [sum(row) for row in images["probabilities"]] == pytest.approx([1, 1], abs=1e-5)
-    numbers = results(client)[call.replace("raw ", "").replace("images", "numbers")]
+    numbers = results(client)["v2 infer numbers" if client == "kserve_rest" else "infer numbers"]
     assert numbers["label"] == [1, 0]
     # KServe's REST client loses it.
     assert numbers["model_version"] == ("1.0" if client != "kserve_rest" else None)
@@ -98,6 +98,17 @@ def test_v1_predictions(results: Callable[[str], Any]) -> None:
         assert [each["label"] for each in found[call]["predictions"]] == labels
 
 
+def test_v1_explanations(results: Callable[[str], Any]) -> None:
+    explanations = results("kserve_rest")["v1 explain"]["explanations"]
+    assert [each["label"] for each in explanations] == [1, 0]
+    assert [each["input"] for each in explanations] == [[0, 1], [1, 1]]
+    assert [len(each["attributions"]) for each in explanations] == [2, 2]
+
+
+def test_the_outputs_that_are_asked_for(results: Callable[[str], Any]) -> None:
+    assert results("triton_http")["infer one output"] == ["label"]
+
+
 @pytest.mark.parametrize(
     ("client", "call", "message"),
     [
@@ -105,6 +116,7 @@ def test_v1_predictions(results: Callable[[str], Any]) -> None:
         ("triton_http", "no such version", f"[404] {NO_VERSION}"),
         ("triton_http", "infer without a model", f"[404] {NO_MODEL}"),
         ("triton_http", "infer without a version", f"[404] {NO_VERSION}"),
+        ("triton_http", "infer another shape", f"[400] {SHAPE}"),
         ("triton_grpc", "no such model ready", f"[StatusCode.NOT_FOUND] {NO_MODEL}"),
         ("triton_grpc", "no such version", f"[StatusCode.NOT_FOUND] {NO_VERSION}"),
         ("triton_grpc", "infer without a model", f"[StatusCode.NOT_FOUND] {NO_MODEL}"),
@@ -118,6 +130,7 @@ def test_v1_predictions(results: Callable[[str], Any]) -> None:
         ("kserve_rest", "v1 infer without a model", NO_MODEL),
         ("kserve_rest", "v1 infer another shape", "instances[0]: expected 28 rows, got 2"),
         ("kserve_rest", "v2 infer without a model", f"{NO_MODEL}, '404 Not Found'"),
+        ("kserve_rest", "v2 infer another shape", f"{SHAPE}, '400 Bad Request'"),
         ("kserve_grpc", "no such model ready", NO_MODEL),
         ("kserve_grpc", "infer another shape", SHAPE),
     ],

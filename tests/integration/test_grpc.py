@@ -163,7 +163,7 @@ class TestInferences:
             (
                 (["xor", [1, 2], "FP32"]),
                 {"raw": b"123"},
-                "raw_input_contents[0]: expected a multiple of 4 bytes, which FP32 has, got 3",
+                "inputs[0].parameters.binary_data_size: expected 8 for FP32 of shape [1, 2], got 3",
             ),
         ):
             assert clients.refusal(*arguments, **fields) == (

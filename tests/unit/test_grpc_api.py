@@ -35,11 +35,12 @@ class Http:
     def __init__(self) -> None:
         self.status = 200
         self.body = json.dumps(ANSWER).encode()
-        self.asked: list[tuple[str, dict[str, str], Any]] = []
+        self.headers: dict[str, str] = {}
+        self.asked: list[tuple[str, dict[str, str], bytes]] = []
 
     async def answer(self, request: Request) -> Response:
-        self.asked.append((request.url.path, dict(request.headers), await request.json()))
-        return Response(self.body, self.status)
+        self.asked.append((request.url.path, dict(request.headers), await request.body()))
+        return Response(self.body, self.status, self.headers)
 
     def on(self, path: Path) -> tuple[Any, socket.socket]:
         return Starlette(routes=[Route("/{path:path}", self.answer, methods=["POST"])]), bind_unix(
@@ -166,12 +167,34 @@ def test_an_inference_goes_through_the_door(served: Served) -> None:
     with served.running():
         answer = served.infer(id="one")
         assert list(answer.outputs[0].contents.int64_contents) == [1]
-        ((path, headers, document),) = served.door.asked
+        ((path, headers, body),) = served.door.asked
         assert path == "/predictions/xor/1.0"
         assert headers["x-protocol"] == "v2"
         assert headers["x-request-id"] == "mine"
+        document = json.loads(body)
         assert document["id"] == "one"
         assert document["inputs"][0]["data"] == [0, 1]
+
+
+def test_raw_contents_go_and_come_as_they_are(served: Served) -> None:
+    output = {
+        "name": "label",
+        "datatype": "INT64",
+        "shape": [1],
+        "parameters": {"binary_data_size": 8},
+    }
+    header = json.dumps(ANSWER | {"outputs": [output]}).encode()
+    served.door.body = header + b"87654321"
+    served.door.headers = {"Inference-Header-Content-Length": str(len(header))}
+    tensor = ModelInferRequest.InferInputTensor(name="input", datatype="FP32", shape=[1, 2])
+    request = ModelInferRequest(model_name="xor", inputs=[tensor], raw_input_contents=[b"12345678"])
+    with served.running():
+        answer = served.stub.ModelInfer(request, timeout=30)
+    assert list(answer.raw_output_contents) == [b"87654321"]
+    ((_, headers, body),) = served.door.asked
+    length = int(headers["inference-header-content-length"])
+    assert body[length:] == b"12345678"
+    assert json.loads(body[:length])["inputs"][0]["parameters"] == {"binary_data_size": 8}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +233,7 @@ def test_what_cannot_be_asked(served: Served) -> None:
         assert message == "inputs[0]: has contents beside raw_input_contents"
         code, message = served.refusal(id="x" * (1 << 20))
         assert code == grpc.StatusCode.INVALID_ARGUMENT
-        assert "bytes as JSON; the limit is 1048576" in message
+        assert "bytes over HTTP; the limit is 1048576" in message
         assert served.refusal(id="x" * (2 << 20))[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert served.door.asked == []
 

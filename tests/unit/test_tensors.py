@@ -11,7 +11,7 @@ from server.protocol.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
 )
-from server.tensors import TensorError, request_body, response_message
+from server.tensors import Body, TensorError, request_body, response_message
 
 NUMERIC = {
     "BOOL": ("?", "bool_contents"),
@@ -40,48 +40,74 @@ def items(*values: bytes) -> bytes:
 
 
 def document(request: ModelInferRequest) -> Any:
-    return json.loads(request_body(request))
+    body = request_body(request)
+    assert body.json_length is None
+    return json.loads(body.content)
 
 
 def response(datatype: str, shape: list[int], data: Any, *, raw: bool) -> ModelInferResponse:
     output = {"name": "y", "datatype": datatype, "shape": shape, "data": data}
     body = {"model_name": "m", "outputs": [output]}
-    return response_message(json.dumps(body).encode(), raw=raw)
+    return response_message(Body(json.dumps(body).encode()), raw=raw)
 
 
 @pytest.mark.parametrize(("datatype", "kind"), NUMERIC.items())
 def test_numbers_of_every_datatype(datatype: str, kind: tuple[str, str]) -> None:
     dtype, field = kind
     values = np.array([0, 1, 1], dtype)
-    plain = ModelInferRequest(inputs=[tensor(datatype, 3, **{field: values.tolist()})])
-    raw = ModelInferRequest(inputs=[tensor(datatype, 3)], raw_input_contents=[values.tobytes()])
-    for request in (plain, raw):
-        (given,) = document(request)["inputs"]
-        assert (given["name"], given["datatype"], given["shape"]) == ("x", datatype, [3])
-        assert given["data"] == values.tolist()
+    request = ModelInferRequest(inputs=[tensor(datatype, 3, **{field: values.tolist()})])
+    (given,) = document(request)["inputs"]
+    assert (given["name"], given["datatype"], given["shape"]) == ("x", datatype, [3])
+    assert given["data"] == values.tolist()
     answer = response(datatype, [3], values.tolist(), raw=False)
     assert list(getattr(answer.outputs[0].contents, field)) == values.tolist()
     assert list(answer.raw_output_contents) == []
+    # From a handler that knows no binary data.
     answer = response(datatype, [3], values.tolist(), raw=True)
     assert list(answer.raw_output_contents) == [values.tobytes()]
     assert not answer.outputs[0].HasField("contents")
 
 
+def test_raw_contents_are_binary_data() -> None:
+    request = ModelInferRequest(
+        inputs=[tensor("FP16", 2), tensor("BYTES", 1)],
+        raw_input_contents=[b"1234", items(b"\xff")],
+    )
+    body = request_body(request)
+    assert body.content[body.json_length :] == b"1234" + items(b"\xff")
+    given = json.loads(body.content[: body.json_length])
+    assert given["parameters"] == {"binary_data_output": True}
+    sizes = [each["parameters"] for each in given["inputs"]]
+    assert sizes == [{"binary_data_size": 4}, {"binary_data_size": 5}]
+    assert not any("data" in each for each in given["inputs"])
+
+
+def test_binary_data_are_raw_contents() -> None:
+    outputs = [
+        {
+            "name": name,
+            "datatype": "FP32",
+            "shape": [size // 4],
+            "parameters": {"binary_data_size": size, "a": 1},
+        }
+        for name, size in (("y", 4), ("z", 8))
+    ]
+    header = json.dumps({"model_name": "m", "outputs": outputs}).encode()
+    answer = response_message(Body(header + b"123412345678", len(header)), raw=True)
+    assert list(answer.raw_output_contents) == [b"1234", b"12345678"]
+    assert [list(each.parameters) for each in answer.outputs] == [["a"], ["a"]]
+    with pytest.raises(TensorError, match="binary_data_size is 8, but 3 bytes are left"):
+        response_message(Body(header + b"1234567", len(header)), raw=True)
+
+
 def test_half_precision_is_raw_only() -> None:
-    values = np.array([0.5, 2], np.float16)
-    raw = ModelInferRequest(inputs=[tensor("FP16", 2)], raw_input_contents=[values.tobytes()])
-    assert document(raw)["inputs"][0]["data"] == [0.5, 2]
     with pytest.raises(TensorError, match=r"inputs\[0\]: FP16 is for raw_input_contents only"):
         request_body(ModelInferRequest(inputs=[tensor("FP16", 2, fp32_contents=[0.5, 2])]))
 
 
 def test_bytes_are_text_in_json() -> None:
-    plain = ModelInferRequest(inputs=[tensor("BYTES", 2, bytes_contents=[b"a", "ö".encode()])])
-    raw = ModelInferRequest(
-        inputs=[tensor("BYTES", 2)], raw_input_contents=[items(b"a", "ö".encode())]
-    )
-    for request in (plain, raw):
-        assert document(request)["inputs"][0]["data"] == ["a", "ö"]
+    request = ModelInferRequest(inputs=[tensor("BYTES", 2, bytes_contents=[b"a", "ö".encode()])])
+    assert document(request)["inputs"][0]["data"] == ["a", "ö"]
     answer = response("BYTES", [2], ["a", "ö"], raw=True)
     assert list(answer.raw_output_contents) == [items(b"a", "ö".encode())]
     answer = response("BYTES", [2], ["a", "ö"], raw=False)
@@ -115,7 +141,7 @@ def test_everything_else_of_an_answer() -> None:
         "parameters": {"a": 1, "b": True, "c": "d", "e": 0.5},
         "outputs": [],
     }
-    answer = response_message(json.dumps(body).encode(), raw=False)
+    answer = response_message(Body(json.dumps(body).encode()), raw=False)
     assert (answer.model_name, answer.model_version, answer.id) == ("m", "2", "one")
     assert {name: str(value).strip() for name, value in answer.parameters.items()} == {
         "a": "int64_param: 1",
@@ -143,20 +169,11 @@ def test_everything_else_of_an_answer() -> None:
             [b"1234"],
             "inputs[0]: has contents beside raw_input_contents",
         ),
-        (
-            [tensor("FP32", 1)],
-            [b"12345"],
-            "raw_input_contents[0]: expected a multiple of 4 bytes, which FP32 has, got 5",
-        ),
         ([tensor("FP33", 1)], [], "inputs[0]: expected a datatype of BOOL, "),
-        ([tensor("", 1)], [b""], "raw_input_contents[0]: expected a datatype of BOOL, "),
-        ([tensor("BYTES", 1)], [b"\1\0"], "raw_input_contents[0]: ends within a length"),
-        ([tensor("BYTES", 1)], [b"\2\0\0\0a"], "raw_input_contents[0]: ends within an item"),
-        ([tensor("BYTES", 1)], [items(b"\xff")], "raw_input_contents[0]: BYTES that are not UTF-8"),
         ([tensor("BYTES", 1, bytes_contents=[b"\xff"])], [], "inputs[0]: BYTES that are not UTF-8"),
         (
-            [tensor("FP32", 1)],
-            [struct.pack("<f", float("nan"))],
+            [tensor("FP32", 1, fp32_contents=[float("nan")])],
+            [],
             "inputs: expected finite numbers, got NaN or an infinity",
         ),
     ],
@@ -185,7 +202,7 @@ def test_a_request_that_is_not_of_the_protocol(
 )
 def test_an_answer_that_is_not_of_the_protocol(body: bytes, raw: bool) -> None:
     with pytest.raises(TensorError, match="the model's answer is not of the protocol"):
-        response_message(body, raw=raw)
+        response_message(Body(body), raw=raw)
 
 
 @pytest.mark.parametrize("raw", [False, True])

@@ -25,9 +25,11 @@ async def ask(protocol: str, method: str, *arguments: Any, **options: Any) -> An
         return await getattr(client, method)(base, *arguments, **options)
 
 
-async def infer_v2(model: str, datatype: str, values: np.ndarray[Any, Any]) -> Any:
+async def infer_v2(
+    model: str, datatype: str, values: np.ndarray[Any, Any], *, binary: bool = False
+) -> Any:
     given = kserve.InferInput("input", list(values.shape), datatype)
-    given.set_data_from_numpy(values, binary_data=False)
+    given.set_data_from_numpy(values, binary_data=binary)
     request = kserve.InferRequest(model_name=model, infer_inputs=[given], request_id="one")
     answer = await v2("infer", request, model_name=model)
     return {output.name: output.as_numpy() for output in answer.outputs} | {
@@ -51,7 +53,10 @@ report(
         "v2 model ready": lambda: v2("is_model_ready", "mnist"),
         "v2 no such model ready": lambda: v2("is_model_ready", "none"),
         "v2 infer images": lambda: infer_v2("mnist", "UINT8", IMAGES),
+        "v2 infer images in binary": lambda: infer_v2("mnist", "UINT8", IMAGES, binary=True),
         "v2 infer numbers": lambda: infer_v2("xor", "FP32", PAIRS),
         "v2 infer without a model": lambda: infer_v2("none", "FP32", PAIRS),
+        "v2 infer another shape": lambda: infer_v2("mnist", "FP32", PAIRS),
+        "v1 explain": lambda: v1("explain", "xor", pairs),
     }
 )
