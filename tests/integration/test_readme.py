@@ -24,6 +24,9 @@ PYTHON_BLOCKS = re.findall(r"`(\S+\.py)`[^`]*\n\n```python\n(.*?)```", README, r
 DEFAULTS = [f"http://127.0.0.1:{port}" for port in (8080, 8081, 8082, 8083)]
 
 
+CLIENTS = README.partition("## Clients\n")[2].partition("\n## ")[0]
+
+
 def block(start: str) -> str:
     (found,) = (text for text in SHELL_BLOCKS if text.startswith(start))
     return str(found)
@@ -104,7 +107,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Checkout:
 
 def test_serve_and_the_requests(checkout: Checkout) -> None:
     with checkout.serve():
-        assert '"label": 7' in checkout.run(block("curl -T samples/seven.png"))
+        assert '"label": 7' in checkout.run(
+            block("curl -T samples/seven.png http://127.0.0.1:8080/predictions")
+        )
         xor = checkout.run(block('curl -d \'{"instances": [[0, 0]'))
         assert re.findall(r'"label": (\d)', xor) == ["0", "1", "1", "0"]
         ready = checkout.run(block("curl http://127.0.0.1:8083/readyz"))
@@ -120,6 +125,26 @@ def test_serve_and_the_requests(checkout: Checkout) -> None:
         assert '"label": 7' in checkout.run(line)
         (lines,) = re.findall(r"^  (curl -d .*)$", printed, re.MULTILINE)
         assert re.findall(r'"label": (\d)', checkout.run(lines)) == ["1", "0"]
+
+
+def test_clients(checkout: Checkout) -> None:
+    blocks = re.findall(r"^```python\n(import .*?|from .*?)```", CLIENTS, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    others = ROOT / ".venv-clients" / "bin" / "python"
+    address = checkout.addresses["INFERENCE_ADDRESS"].removeprefix("http://")
+    with checkout.serve():
+        for text in blocks:
+            python = sys.executable if "import requests" in text else others
+            done = subprocess.run(
+                [python, "-W", "ignore", "-c", text.replace("127.0.0.1:8080", address)],
+                cwd=checkout.directory,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.stdout.split()[-1:] in (["7"], ["1"]), done.stdout + done.stderr
+        explained = checkout.run(block("curl -T samples/seven.png http://127.0.0.1:8080/expl"))
+        assert '"attributions": [[' in explained
 
 
 def test_make_test(checkout: Checkout) -> None:
@@ -168,6 +193,8 @@ def test_adding_a_model(checkout: Checkout) -> None:
         answer = checkout.run(block('curl -d \'{"instances": [[1, 1, 1'))
         assert '"model": "simple"' in answer
         assert '"label": 1' in answer
-        assert '"label": 7' in checkout.run(block("curl -T samples/seven.png"))
+        assert '"label": 7' in checkout.run(
+            block("curl -T samples/seven.png http://127.0.0.1:8080/predictions")
+        )
     assert (checkout.directory / "model_store/mnist.mar").read_bytes() == mnist
     checkout.run(".venv/bin/python -m ruff check training handler && .venv/bin/python -m mypy")
