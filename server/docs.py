@@ -2,13 +2,13 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
 
 from server.openapi import describe
 from server.watcher import ModelState
@@ -61,6 +61,7 @@ def routes(service: Service, *, has_tokens: bool) -> list[Route]:
     """
     # Importing offapi would read all that it has, 9 MB.
     package = importlib.metadata.distribution("offapi").locate_file("offapi")
+    files = StaticFiles(directory=str(package))
 
     def text(content: str, media_type: str) -> Callable[[Request], Response]:
         def endpoint(_: Request) -> Response:
@@ -68,9 +69,12 @@ def routes(service: Service, *, has_tokens: bool) -> list[Route]:
 
         return endpoint
 
-    def file(name: str, media_type: str) -> Callable[[Request], Response]:
-        def endpoint(_: Request) -> Response:
-            return FileResponse(Path(str(package), name), headers=_HEADERS, media_type=media_type)
+    def file(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            response = await files.get_response(name, request.scope)
+            # Systems differ in the type that they give a script.
+            response.headers.update(_HEADERS | {"Content-Type": f"{media_type}; charset=utf-8"})
+            return response
 
         return endpoint
 

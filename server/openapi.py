@@ -11,6 +11,8 @@ from server.store import Archive, default_versions
 
 # The handler's limits. `server/` takes of `handler/` only the card, so a test compares them.
 MAX_INSTANCES = 1024
+MAX_EXPLAINED = 16
+MAX_ID = 256
 MAX_SIDE = 4096
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/bmp", "image/gif", "image/webp")
 
@@ -22,8 +24,8 @@ _ERRORS = {
     404: "There is no such model or version; the message names those that exist.",
     405: "Not a method of this path; `Allow` has those that are.",
     408: "The request did not come in time.",
-    413: f"Over {MAX_BODY:,} bytes, {MAX_INSTANCES:,} instances, {MAX_SIDE:,} pixels a side of an "
-    "image, or the pixels that the images of a request may have in all.",
+    413: f"Over {MAX_BODY:,} bytes, {MAX_INSTANCES:,} instances ({MAX_EXPLAINED} to explain), "
+    f"{MAX_SIDE:,} pixels a side of an image, or as many in all images of a request.",
     415: "The body is neither JSON nor an image of a supported format.",
     429: "Over the rate at which a client may send. Only where there is a limit.",
     500: "A defect of the service, not of the request.",
@@ -113,7 +115,7 @@ def _predict(archive: Archive, tag: str) -> dict[str, Any]:
         tag,
         f"Predict with {archive.name} {archive.version}",
         {_JSON: {"schema": answer}} if archive.card else {"*/*": {}},
-        body=_instances_content(archive),
+        body=_instances_content(archive, "Instances"),
     )
 
 
@@ -123,7 +125,7 @@ def _explain(archive: Archive, tag: str) -> dict[str, Any]:
         tag,
         f"Explain predictions of {archive.name} {archive.version}",
         answer if archive.card else {"*/*": {}},
-        body=_instances_content(archive),
+        body=_instances_content(archive, "InstancesToExplain"),
     )
 
 
@@ -151,12 +153,12 @@ def _infer(archive: Archive) -> dict[str, Any]:
     return operation
 
 
-def _instances_content(archive: Archive) -> dict[str, Any]:
+def _instances_content(archive: Archive, schema_name: str) -> dict[str, Any]:
     """The media types of a request for predictions or explanations."""
     card = archive.card
     if card is None:
         return {"*/*": {}}
-    schema = {"anyOf": [_ref(archive, "Instances"), _ref(archive, "InferRequest")]}
+    schema = {"anyOf": [_ref(archive, schema_name), _ref(archive, "InferRequest")]}
     content: dict[str, Any] = {_JSON: {"schema": schema} | _example(archive, "Instances")}
     if takes_images(card):
         content = {kind: {"schema": _FILE} for kind in IMAGE_TYPES} | content
@@ -372,11 +374,12 @@ def _model_schemas(card: ModelCard) -> dict[str, Any]:
     parameters = {"type": "object"}
     return {
         "Instances": _object({"instances": _list(instance, 1, MAX_INSTANCES)}),
+        "InstancesToExplain": _object({"instances": _list(instance, 1, MAX_EXPLAINED)}),
         "Predictions": _object(of_model | {"predictions": _list(_object(prediction))}),
         "Explanations": _object(of_model | {"explanations": _list(_object(explanation))}),
         "InferRequest": _object(
             {"inputs": _list(_object(given, parameters=parameters), 1, 1)},
-            id=_STRING,
+            id=_STRING | {"maxLength": MAX_ID},
             parameters=parameters,
             outputs=_list(_object({"name": {"enum": outputs}}, parameters=parameters)),
         ),

@@ -9,6 +9,8 @@ from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 from referencing import Registry, Resource
 
+from handler import v2
+from handler.explain import MAX_EXPLAINED
 from handler.images import FORMATS, MAX_SIDE
 from handler.payload import MAX_INSTANCES
 from server import openapi
@@ -51,6 +53,8 @@ def test_valid(has_tokens: bool) -> None:
 
 def test_the_limits_are_the_handler_s() -> None:
     assert openapi.MAX_INSTANCES == MAX_INSTANCES
+    assert openapi.MAX_EXPLAINED == MAX_EXPLAINED
+    assert openapi.MAX_ID == v2._MAX_ID
     assert openapi.MAX_SIDE == MAX_SIDE
     assert {kind.removeprefix("image/").upper() for kind in openapi.IMAGE_TYPES} == set(FORMATS)
 
