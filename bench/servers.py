@@ -1,8 +1,6 @@
 """The servers that are compared."""
 
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ from bench.errors import BenchError
 from handler.card import TORCHSCRIPT_FILE
 from loadtest.servers import ROOT, Server, Service, free_addresses, free_ports
 from server.torchserve import find_java, torchserve_home
+from training.archive import run_archiver
 
 PEERS = Path(__file__).parent / "peers"
 SERVICE, NO_METRICS, STOCK = "this service", "without its metrics", "stock image handler"
@@ -113,16 +112,12 @@ def require_archives(store: Path) -> None:
 
 
 def archive(directory: Path, name: str, handler: Path, *options: str, config: str = "") -> Path:
-    """Build an archive with the archiver's own command, for a peer."""
+    """Build an archive for a peer."""
     directory.mkdir()
-    command = [str(Path(sys.executable).with_name("torch-model-archiver"))]
-    command += ["--model-name", name, "--version", "1.0", "--handler", str(handler), *options]
     if config:
         (directory / "model-config.yaml").write_text(config)
-        command += ["--config-file", str(directory / "model-config.yaml")]
-    environment = os.environ | {"TMPDIR": str(directory)}
-    subprocess.run([*command, "--export-path", str(directory)], check=True, env=environment)
-    return directory / f"{name}.mar"
+        options += ("--config-file", str(directory / "model-config.yaml"))
+    return run_archiver(directory, name, "1.0", handler, *options)
 
 
 def _service(store: Path, _: Path) -> Server:

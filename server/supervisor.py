@@ -725,13 +725,13 @@ class Supervisor:
             report["reason"] = "the front door has ended"
         if self._missing_patches:
             report["notes"] = [
-                f"this TorchServe is not 0.12.0: {_MISSING[patch]}"
+                f"this TorchServe is not 0.12.0: {MISSING_PATCHES[patch]}"
                 for patch in sorted(self._missing_patches)
             ]
         return (200 if status == "ready" else 503), report
 
 
-_MISSING = {
+MISSING_PATCHES = {
     "batch": "batches wait for up to their model's maxBatchDelay",
     "retry": "requests of a worker that dies are lost",
 }
