@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -261,6 +262,33 @@ class TestDoor:
             ((code, message),) = seen
             assert code == grpc.StatusCode.UNAVAILABLE
             assert message.startswith("overloaded: ")
+
+    def test_slow_senders_hold_no_slot(self, store: Path) -> None:
+        """270 calls whose message does not come, of 256 that may be inside."""
+        grpc_address = address()
+        with serving(store, "xor", GRPC_ADDRESS=grpc_address) as server, ExitStack() as stack:
+            silent = threading.Event()
+            stack.callback(silent.set)
+
+            def nothing() -> Iterator[bytes]:
+                silent.wait(60)
+                yield from ()
+
+            calls = []
+            for _ in range(3):  # a connection takes a hundred
+                # Of its own, where gRPC would share one.
+                options = [("grpc.use_local_subchannel_pool", 1)]
+                target = grpc_address.removeprefix("http://")
+                channel = stack.enter_context(grpc.insecure_channel(target, options=options))
+                call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+                calls += [call.future(nothing(), timeout=60) for _ in range(90)]
+            wait_until(lambda: server.metric("haproxy_frontend_current_sessions", proxy="door"))
+            clients = Clients(server, grpc_address)
+            for _ in range(5):
+                assert clients.infer("xor", [1, 2], "FP32", fp32_contents=[0, 1]).outputs
+            codes = {call.exception().code() for call in calls}
+            assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
+            assert calls[0].details() == "the request did not come in time"
 
     def test_the_log_has_one_id_for_the_call_and_its_inference(self, store: Path) -> None:
         grpc_address = address()
