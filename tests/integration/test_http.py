@@ -296,8 +296,8 @@ class TestRefused:
     def test_other_methods(self, server: ServerProcess) -> None:
         response = requests.get(server.url("mnist"), timeout=60)
         assert response.status_code == 405
-        assert response.headers["Allow"] == "POST"
-        assert response.json()["message"] == "expected POST"
+        assert response.headers["Allow"] == "POST, PUT"
+        assert response.json()["message"] == "expected POST or PUT"
 
 
 class TestTogether:

@@ -96,7 +96,7 @@ class TestReadiness:
             assert response.status_code in (503, 504)
             # TorchServe is restarted five times, and its worker fails to load each time.
             wait_until(lambda: server.probe("/livez")[0] == 503, timeout=120)
-            assert "5 times in a row" in server.probe("/livez")[1]
+            assert "times in a row" in server.probe("/livez")[1]
             assert server.probe("/readyz")[0] == 503
             assert "TorchServe did not start: model dying failed to load" in server.output
 
