@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,6 +145,7 @@ def read_archive(file: Path) -> Archive:
         OSError,
         EOFError,
         zipfile.BadZipFile,
+        zlib.error,
         yaml.YAMLError,
         AttributeError,
         KeyError,

@@ -82,3 +82,14 @@ def test_an_archive_that_changes_while_being_copied(tmp_path: Path) -> None:
     write(tmp_path / "a.mar", "m", "2.0")
     with pytest.raises(StoreError, match=r"a\.mar is being written; try again"):
         copy_archives([archive], tmp_path / "another")
+
+
+def test_a_broken_compressed_stream(tmp_path: Path) -> None:
+    file = tmp_path / "a.mar"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x", b"content" * 100)
+    content = bytearray(file.read_bytes())
+    content[30 + len("x")] = 0xFF  # a block of a type that deflate does not have
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match=r"a\.mar is corrupt"):
+        find_archives(tmp_path, ())
