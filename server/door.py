@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -237,7 +238,6 @@ class Door:
 
     def _wait_until_open(self) -> None:
         """Wait for the admin socket: by the time it answers, HAProxy listens everywhere."""
-        waiting = threading.Event()
         for _ in range(500):
             if self.exit_code is not None:
                 assert self._reader
@@ -248,7 +248,7 @@ class Door:
                 self._exporter.connect()
                 self._admin = self._connect_admin()
                 return
-            waiting.wait(0.01)
+            time.sleep(0.01)
         self.kill()
         raise DoorError("HAProxy did not open its sockets within 5 s")
 
@@ -324,7 +324,7 @@ class Door:
         if self._exporter is None:
             self._exporter = UnixConnection(self._metrics_socket, timeout=0.5)
         try:
-            answer = self._exporter.get("/metrics")
+            answer = self._exporter.ask("GET", "/metrics")
         except (OSError, http.client.HTTPException):
             self._exporter.close()
             self._exporter = None
@@ -350,10 +350,9 @@ class Door:
             self._is_stopping = True
         if self._process:
             self._process.send_signal(signal.SIGUSR1)
-        waiting = threading.Event()
         with contextlib.suppress(OSError):
             while self.exit_code is None and self._frontend()["status"] != "STOP":
-                waiting.wait(0.005)
+                time.sleep(0.005)
 
     def finish(self) -> bytes:
         """End the process, and return its last metrics.

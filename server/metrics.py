@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from server.patches import PATCHES
 from server.watcher import Snapshot
 
 _MODEL = ("model", "version")
@@ -127,7 +128,7 @@ class ServerMetrics(Collector):
             "Whether a patch of server/patches.py does not fit this TorchServe.",
             labels=("patch",),
         )
-        for patch in ("batch", "retry"):
+        for patch in PATCHES:
             missing.add_metric((patch,), patch in self._missing_patches())
         yield missing
         yield self._memory(snapshot)

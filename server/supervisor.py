@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -164,12 +164,15 @@ class Supervisor:
         self._generations = self._stores = 0
         self._door: Door | None = None
         self._doors = 0
+        self._ways: list[Route] = []
         # Doors that stop, and the generations that they still need.
         self._leaving: list[tuple[Door, Generation | None, float]] = []
         self._torchserve_failures = Failures()
         self._door_failures = Failures()
         self._door_started = 0.0
+        # Reloads that were asked for, and those that the candidate is the answer to.
         self._reloads: list[Reload] = []
+        self._pending: list[Reload] = []
         self._hang_up = False
         self._files_seen: tuple[Any, ...] = ()
         self._files_looked = 0.0
@@ -431,8 +434,6 @@ class Supervisor:
         except (OSError, StoreError, TorchServeError) as error:
             self._fail_reload(str(error))
 
-    _pending: list[Reload] = []  # noqa: RUF012 (replaced, never changed)
-
     def _fail_reload(self, reason: str) -> None:
         if not self._pending:
             return
@@ -494,8 +495,6 @@ class Supervisor:
             self._leaving.append((old, previous, deadline))
         elif previous:
             self._discard(previous)
-
-    _ways: list[Route] = []  # noqa: RUF012 (replaced, never changed)
 
     def _tend_door(self) -> None:
         """Start the door again if it has died."""
@@ -708,20 +707,16 @@ class Supervisor:
                 state["reason"] = model.reason
             several = sum(m.archive.name == model.archive.name for m in seen) > 1
             models[model.archive.key if several else model.archive.name] = state
-        door = self._door
+        has_door = self._door is not None and self._door.exit_code is None
         status = "ready"
         if self._draining:
             status = "draining"
         elif not self._started:
             status = "starting"
-        elif (
-            door is None
-            or door.exit_code is not None
-            or not all(state["ready"] for state in models.values())
-        ):
+        elif not has_door or not all(state["ready"] for state in models.values()):
             status = "not ready"
         report: dict[str, Any] = {"status": status, "models": models}
-        if status == "not ready" and (door is None or door.exit_code is not None):
+        if status == "not ready" and not has_door:
             report["reason"] = "the front door has ended"
         if self._missing_patches:
             report["notes"] = [
@@ -799,20 +794,19 @@ def check_distinct(addresses: list[Address]) -> None:
 
 
 def _is_answering(door: Door) -> bool:
-    """Whether a door has requests under way; if it does not answer, it may have."""
-    if door.exit_code is not None:
-        return False
-    try:
-        return door.requests_under_way() > 0
-    except OSError:
-        return True
+    return _has_any(door, door.requests_under_way)
 
 
 def _has_clients(door: Door) -> bool:
+    return _has_any(door, door.connections)
+
+
+def _has_any(door: Door, count: Callable[[], int]) -> bool:
+    """Whether a door that runs counts any; if it does not answer, it may have some."""
     if door.exit_code is not None:
         return False
     try:
-        return door.connections() > 0
+        return count() > 0
     except OSError:
         return True
 

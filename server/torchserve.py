@@ -136,7 +136,9 @@ class TorchServe:
         home = torchserve_home()
         jars = home / "ts" / "frontend"
         changed = self.directory / "classes"
-        names = [name for name in patches.PATCHES if name != "batch" or not self._waits]
+        names = [
+            name for name in patches.PATCHES if name != "batch" or not self._settings.wait_for_batch
+        ]
         self.missing_patches = patches.apply(jars / "model-server.jar", changed, names)
         return [
             f"-Dmodel_server_home={home}",
@@ -146,10 +148,6 @@ class TorchServe:
             *("-cp", f"{changed}:{jars}/*"),
             "org.pytorch.serve.ModelServer",
         ]
-
-    @property
-    def _waits(self) -> bool:
-        return self._settings.wait_for_batch
 
     def _arguments(self) -> list[str]:
         given = dict(self._settings.torchserve)

@@ -1,5 +1,6 @@
 """HTTP over a Unix socket."""
 
+import contextlib
 import http.client
 import socket
 from pathlib import Path
@@ -33,14 +34,14 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
-    def get(self, path: str) -> Response:
-        """Send a GET request.
+    def ask(self, method: str, path: str, body: bytes | None = None) -> Response:
+        """Send a request and read its answer.
 
         Raises:
             OSError: no answer, or none in time.
             http.client.HTTPException: an answer that is not HTTP.
         """
-        self.request("GET", path)
+        self.request(method, path, body)
         answer = self.getresponse()
         return Response(answer.status, answer.read())
 
@@ -48,16 +49,6 @@ class UnixConnection(http.client.HTTPConnection):
 def fetch(
     socket_path: Path, method: str, path: str, body: bytes | None, timeout: float
 ) -> Response:
-    """Send one request over a connection of its own.
-
-    Raises:
-        OSError: no answer, or none in time.
-        http.client.HTTPException: an answer that is not HTTP.
-    """
-    connection = UnixConnection(socket_path, timeout)
-    try:
-        connection.request(method, path, body)
-        answer = connection.getresponse()
-        return Response(answer.status, answer.read())
-    finally:
-        connection.close()
+    """Send one request over a connection of its own; raises what `UnixConnection.ask` does."""
+    with contextlib.closing(UnixConnection(socket_path, timeout)) as connection:
+        return connection.ask(method, path, body)

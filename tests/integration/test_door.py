@@ -312,16 +312,21 @@ class TestFraming:
         assert json.loads(body)["message"] == "the request did not come in time"
 
 
+def send_part(server: ServerProcess, stack: contextlib.ExitStack, length: int, sent: int) -> None:
+    """Have 15 clients send so many bytes of a body, and go on waiting."""
+    for _ in range(15):
+        client = stack.enter_context(socket.create_connection(address(server)))
+        head = f"POST /predictions/slow HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
+        client.sendall(head.encode() + b"x" * sent)
+
+
 class TestAdmission:
     def test_a_slow_sender_holds_no_slot(self, tmp_path: Path) -> None:
         """There are two slots, and thirty clients that have sent half of a small body."""
         foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=0))
         with serving(tmp_path) as server, contextlib.ExitStack() as stack:
             for length in (100, 10_000):
-                for _ in range(15):
-                    client = stack.enter_context(socket.create_connection(address(server)))
-                    head = f"POST /predictions/slow HTTP/1.1\r\nHost: a\r\nContent-Length: {length}"
-                    client.sendall(f"{head}\r\n\r\n".encode() + b"x" * (length // 2))
+                send_part(server, stack, length, length // 2)
             for _ in range(5):
                 response = requests.post(server.url("slow"), data=b"now", timeout=60)
                 assert response.content == b"now"
@@ -329,10 +334,7 @@ class TestAdmission:
     def test_slow_senders_of_large_bodies_hold_no_slot_for_small_ones(self, tmp_path: Path) -> None:
         foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=0))
         with serving(tmp_path) as server, contextlib.ExitStack() as stack:
-            for _ in range(15):
-                client = stack.enter_context(socket.create_connection(address(server)))
-                head = b"POST /predictions/slow HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000"
-                client.sendall(head + b"\r\n\r\n" + b"x" * 100_000)
+            send_part(server, stack, 1_000_000, 100_000)
             for _ in range(5):
                 response = requests.post(server.url("slow"), data=b"now", timeout=60)
                 assert response.content == b"now"
