@@ -45,7 +45,9 @@ class ModelCard:
         torchscript_sha256: of `model.pt`; a worker refuses to load another.
         example: a request body that the model answers, for warming up end to end.
         example_label: label of its one instance.
-        settings: of the architecture, such as the widths of its layers.
+        settings: of the training, by name, those of the network among them.
+        calibration: method, the temperature in the TorchScript, and the expected calibration error
+            on the validation split before and after.
         usage: commands that show a request, with URL for that of the model.
     """
 
@@ -66,6 +68,7 @@ class ModelCard:
     example: dict[str, Any]
     example_label: int
     settings: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     usage: tuple[str, ...] = ()
 
     def to_json(self) -> str:

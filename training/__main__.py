@@ -5,16 +5,18 @@ seed is not trained again. `pack` makes an archive of it with the handler code o
 """
 
 import argparse
-import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from training import cache
 from training.archive import DEFAULT_VERSION, archive_file, archives_of, pack, pack_stale
 from training.errors import TrainingError
 from training.listing import table
 from training.registry import MODELS
+from training.settings import FLAG, KINDS, SettingError, meanings, parsed
 
 # Modules that import torch, which takes a second, are imported by the commands that need it: no
 # others are on the way of `make serve`.
@@ -50,7 +52,7 @@ def _train(options: argparse.Namespace) -> int:
         else:
             names.append(name)
     if names:
-        from training.runs import UsageError, make_runs
+        from training.runs import UsageError, make_runs, to_toml
         from training.train import summary, train
 
         try:
@@ -58,7 +60,7 @@ def _train(options: argparse.Namespace) -> int:
         except UsageError as error:
             options.fail(str(error))
         for run in runs:
-            print(summary(train(run)))
+            print(to_toml(run) if options.show_settings else summary(train(run)))
     return 0
 
 
@@ -123,16 +125,32 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", choices=[*MODELS, "all"], default="all", help="default: all")
     add("--missing", action="store_true", help="only models of which --out has no archive")
     add("--out", type=Path, default=MODEL_STORE, metavar="DIR", help="default: %(default)s")
-    add("--arch", metavar="NAME", help="network (default: the first in the model's recipe)")
-    add("--epochs", type=_positive, metavar="N", help="passes over the data")
-    add("--seed", type=_natural, default=0, metavar="N", help="of all randomness (default: 0)")
-    add("--optimizer", metavar="NAME", help="such as sgd or adamw; a wrong name lists all")
-    add("--learning-rate", type=_rate, metavar="R", help="default: the optimizer's")
+    add("--arch", metavar="NAME", help="the network (default: the first in the model's recipe)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     add("--data-dir", type=Path, metavar="DIR", help="cache of the data (default: .cache/mnist)")
-    add("--hidden", type=_widths, metavar="N,N", help="mlp: layer widths")
-    add("--dropout", type=_share, metavar="P", help="mlp: probability, after each hidden layer")
-    add("--batch-norm", action="store_true", default=None, help="mlp: normalise each hidden layer")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML with a table for each model, such as [mnist], and in it arch and the settings "
+        "below with _ for -",
+    )
+    add("--show-settings", action="store_true", help="print the settings as TOML, and do not train")
+    settings = parser.add_argument_group(
+        "settings", "What is not given is as in the file of --config, or else as in the recipe."
+    )
+    for name, meaning in meanings().items():
+        option = f"--{name.replace('_', '-')}"
+        kind = KINDS[name]
+        if kind is FLAG:
+            settings.add_argument(option, action=argparse.BooleanOptionalAction, help=meaning)
+        else:
+            settings.add_argument(
+                option,
+                type=_setting(name),
+                metavar=kind.metavar,
+                help=f"{meaning} Takes {kind.expected}.",
+            )
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
@@ -182,36 +200,14 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", type=Path, metavar="DIR", help="cache of the data (default: .cache/mnist)")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return number
+def _setting(name: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return parsed(name, text)
+        except SettingError as error:
+            raise argparse.ArgumentTypeError(error.reason) from None
 
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected over 0, got {text}")
-    return number
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"expected 0 to under 1, got {text}")
-    return number
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
+    return parse
 
 
 def _version(text: str) -> str:

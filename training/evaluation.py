@@ -1,5 +1,6 @@
 """Metrics of a model on a split."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,8 +42,8 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Probabilities, float32 [n, classes] on the CPU, of instances [n, ...], batch by batch."""
+def predict(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """A model's output, float32 [n, classes] on the CPU, for instances [n, ...], batch by batch."""
     return torch.cat([model(part).cpu() for part in x.split(_BATCH)])
 
 

@@ -23,25 +23,26 @@ class ServedModel(nn.Module):
 
     Args:
         normalise: float32 [n, *input_shape] to the network's input.
-        network: the trained part.
-        probabilities: the network's output to float32 [n, classes].
+        network: the trained part, to logits [n, classes].
+
+    Attributes:
+        temperature: what the logits are divided by before the softmax (Guo et al. 2017).
     """
 
-    def __init__(self, normalise: nn.Module, network: nn.Module, probabilities: nn.Module) -> None:
+    def __init__(self, normalise: nn.Module, network: nn.Module) -> None:
         super().__init__()
         self.normalise = normalise
         self.network = network
-        self.probabilities = probabilities
+        self.temperature = 1.0
 
-    def raw(self, x: torch.Tensor) -> torch.Tensor:
-        """The network's output for instances [n, *input_shape], for the loss."""
-        output: torch.Tensor = self.network(self.normalise(x.to(torch.float32)))
-        return output
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's output, float32 [n, classes], for instances [n, *input_shape]."""
+        logits: torch.Tensor = self.network(self.normalise(x.to(torch.float32)))
+        return logits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Probabilities, float32 [n, classes], of instances [n, *input_shape] of any dtype."""
-        probabilities: torch.Tensor = self.probabilities(self.raw(x))
-        return probabilities
+        return torch.softmax(self.logits(x) / self.temperature, dim=1)
 
 
 def to_torchscript(model: ServedModel, x: torch.Tensor) -> bytes:

@@ -3,37 +3,50 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from training.data import Split
 from training.export import ServedModel
-from training.recipe import Recipe
+from training.losses import loss
+from training.recipe import Augment
+from training.settings import Settings
 
-
-@dataclass(frozen=True)
-class Optimizer:
-    """An optimizer that the command line offers.
-
-    Attributes:
-        make: from parameters, `lr` and `weight_decay` to the optimizer.
-        learning_rate: used where neither the command line nor the recipe sets one.
-    """
-
-    make: Callable[..., torch.optim.Optimizer]
-    learning_rate: float
-
-
-OPTIMIZERS = {
-    "sgd": Optimizer(torch.optim.SGD, 0.1),
-    "momentum": Optimizer(partial(torch.optim.SGD, momentum=0.9, nesterov=True), 0.05),
-    "adam": Optimizer(torch.optim.Adam, 3e-3),
-    "adamw": Optimizer(torch.optim.AdamW, 3e-3),
-    "nadam": Optimizer(torch.optim.NAdam, 2e-3),
+# Each takes `lr` and `weight_decay`.
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
 }
+
+
+def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    of_sgd = (
+        {"momentum": settings.momentum, "nesterov": settings.nesterov}
+        if settings.optimizer == "sgd"
+        else {}
+    )
+    return _OPTIMIZERS[settings.optimizer](
+        network.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        **of_sgd,
+    )
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, settings: Settings, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    if settings.schedule == "one_cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, settings.learning_rate, total_steps=steps, pct_start=0.2
+        )
+    if settings.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return None
 
 
 def seed_everything(seed: int) -> None:
@@ -46,39 +59,38 @@ def seed_everything(seed: int) -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def fit(model: ServedModel, recipe: Recipe, train: Split, *, seed: int, description: str) -> None:
+def fit(
+    model: ServedModel,
+    settings: Settings,
+    train: Split,
+    *,
+    augment: Augment | None,
+    description: str,
+) -> None:
     """Fit the network of a model to a training split, and leave it in evaluation mode.
 
     Args:
         model: on the device to train on.
-        recipe: epochs, optimizer, loss and augmentation.
+        settings: its seed decides the order of instances and the augmentation.
         train: on the same device.
-        seed: of the order of instances and of the augmentation.
+        augment: applied to each batch, or None.
         description: label of the progress bar.
     """
-    generator = torch.Generator().manual_seed(seed)
-    size = min(recipe.batch_size or len(train), len(train))
-    steps = recipe.epochs * (len(train) // size)
-    optimizer = OPTIMIZERS[recipe.optimizer].make(
-        model.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    schedule = (
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.2
-        )
-        if recipe.one_cycle
-        else None
-    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    size = min(settings.batch_size or len(train), len(train))
+    steps = settings.epochs * (len(train) // size)
+    optimizer = _optimizer(model.network, settings)
+    schedule = _schedule(optimizer, settings, steps)
     model.train()
     # Without a terminal, a line every 10 s is enough for a log.
     with tqdm(total=steps, desc=description, unit="step", mininterval=_interval()) as progress:
-        for order in _batches(len(train), size, recipe.epochs, generator):
+        for order in _batches(len(train), size, settings.epochs, generator):
             x = train.x[order]
-            if recipe.augment:
-                x = recipe.augment(x, generator)
-            loss = recipe.loss(model.raw(x), train.y[order])
+            if augment:
+                x = augment(x, generator)
+            value = loss(settings, model.logits(x), train.y[order])
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             optimizer.step()
             if schedule:
                 schedule.step()

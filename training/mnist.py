@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from training.layers import fully_connected
 from training.mnist_data import mnist
-from training.recipe import Architecture, NetworkOptions, Recipe
+from training.recipe import Architecture, Recipe
+from training.settings import OF_NETWORK, Settings
 
 
 class Normalise(nn.Module):
@@ -29,7 +31,7 @@ class Normalise(nn.Module):
         return ((x - self.mean) / self.std).unsqueeze(1)
 
 
-def cnn(_: NetworkOptions) -> nn.Module:
+def cnn(_: Settings) -> nn.Module:
     """[n, 1, 28, 28] to logits [n, 10]."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise((1, 16, 32, 64)):
@@ -45,17 +47,9 @@ def cnn(_: NetworkOptions) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def mlp(options: NetworkOptions) -> nn.Module:
-    """[n, 1, 28, 28] to logits [n, 10]: 784 inputs, hidden layers with ReLU, 10 outputs."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in pairwise((784, *options.hidden)):
-        layers.append(nn.Linear(inputs, outputs))
-        if options.batch_norm:
-            layers.append(nn.BatchNorm1d(outputs))
-        layers.append(nn.ReLU())
-        if options.dropout:
-            layers.append(nn.Dropout(options.dropout))
-    return nn.Sequential(*layers, nn.Linear((784, *options.hidden)[-1], 10))
+def mlp(settings: Settings) -> nn.Module:
+    """[n, 1, 28, 28] to logits [n, 10]."""
+    return nn.Sequential(nn.Flatten(), fully_connected(784, 10, settings))
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -78,28 +72,40 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return functional.grid_sample(images, grid, align_corners=False).squeeze(1)
 
 
-def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016)."""
-    return functional.cross_entropy(logits, labels, label_smoothing=0.02)
-
-
 RECIPE = Recipe(
     name="mnist",
     classes=tuple("0123456789"),
     input_shape=(28, 28),
     input_bounds=(0, 255),
     architectures={
-        "cnn": Architecture(build=cnn, min_accuracy=0.99),
-        "mlp": Architecture(build=mlp, min_accuracy=0.97, has_options=True),
+        "cnn": Architecture(
+            build=cnn,
+            min_accuracy=0.99,
+            settings=Settings(
+                label_smoothing=0.02,
+                learning_rate=6e-3,
+                schedule="one_cycle",
+                weight_decay=1e-2,
+                epochs=8,
+            ),
+            augment=augment,
+        ),
+        "mlp": Architecture(
+            build=mlp,
+            min_accuracy=0.97,
+            settings=Settings(
+                label_smoothing=0.02,
+                learning_rate=6e-3,
+                schedule="one_cycle",
+                weight_decay=1e-2,
+                epochs=8,
+            ),
+            uses=OF_NETWORK,
+            augment=augment,
+        ),
     },
     data=mnist,
     normalise=Normalise(),
     normalisation=f"(x - {Normalise.mean}) / {Normalise.std}",
-    loss=loss,
-    augment=augment,
-    epochs=8,
-    learning_rate=6e-3,
-    weight_decay=1e-2,
-    one_cycle=True,
     usage=("curl -T samples/seven.png URL",),
 )

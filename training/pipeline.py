@@ -5,19 +5,21 @@ anew. What does not belongs elsewhere.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from training.calibration import Calibration, calibrate
 from training.data import Data
 from training.errors import TrainingError
 from training.evaluation import Evaluation, evaluate, predict
 from training.export import ServedModel, to_torchscript
 from training.loop import fit, seed_everything
-from training.recipe import Architecture, NetworkOptions, Recipe
+from training.recipe import Architecture, Recipe
+from training.settings import Settings
 
 
 class GateError(TrainingError):
@@ -29,18 +31,16 @@ class Run:
     """What the command line asked for.
 
     Attributes:
-        recipe: with the requested changes.
+        recipe: of the model.
         architecture: a name among the recipe's.
-        network: options of the network.
-        seed: the first to try.
+        settings: its seed is the first to try.
         device: where to train.
         data_directory: cache of the data.
     """
 
     recipe: Recipe
     architecture: str
-    network: NetworkOptions
-    seed: int
+    settings: Settings
     device: torch.device
     data_directory: Path
 
@@ -53,54 +53,65 @@ class Trained:
         network: on the CPU, in evaluation mode.
         torchscript: content of the TorchScript file.
         seed: the one that the weights came from.
-        validation: metrics of the network.
-        test: metrics of the TorchScript.
+        calibration: the temperature in the TorchScript, from the validation split.
+        validation: metrics of the TorchScript.
+        test: likewise.
         example: index of the first validation instance that the TorchScript labels correctly.
     """
 
     network: nn.Module
     torchscript: bytes
     seed: int
+    calibration: Calibration
     validation: Evaluation
     test: Evaluation
     example: int
 
 
 def train(run: Run, data: Data) -> Trained:
-    """Train a model.
+    """Train a model, and calibrate it on the split that decisions are made on.
 
     Raises:
         GateError: the model missed a threshold.
         ExportError: TorchScript does not answer as the network does.
     """
-    model, seed, validation = _fit_until_good(run, data)
+    model, seed = _fit_until_good(run, data)
+    calibration = calibrate(predict(model.logits, data.validation.x), data.validation.y)
+    model.temperature = calibration.temperature
     torchscript = to_torchscript(model, data.validation.x)
     scripted = torch.jit.load(io.BytesIO(torchscript))
     return Trained(
         network=model.network,
         torchscript=torchscript,
         seed=seed,
-        validation=validation,
+        calibration=calibration,
+        validation=evaluate(scripted, data.validation),
         test=evaluate(scripted, data.test),
         example=_first_correct(scripted, data),
     )
 
 
-def _fit_until_good(run: Run, data: Data) -> tuple[ServedModel, int, Evaluation]:
-    """The first of the recipe's attempts that passes the gate: model, its seed, its evaluation."""
+def _fit_until_good(run: Run, data: Data) -> tuple[ServedModel, int]:
+    """The first of the recipe's attempts that passes the gate, and its seed."""
     recipe, architecture = run.recipe, run.recipe.architectures[run.architecture]
     train, validation = data.train.to(run.device), data.validation.to(run.device)
-    for seed in range(run.seed, run.seed + recipe.attempts):
+    first = run.settings.seed
+    for seed in range(first, first + recipe.attempts):
         seed_everything(seed)
-        network = architecture.build(run.network)
-        model = ServedModel(recipe.normalise, network, recipe.probabilities).to(run.device)
+        network = architecture.build(run.settings)
+        model = ServedModel(recipe.normalise, network).to(run.device)
         title = f"{recipe.name} ({run.architecture}, seed {seed})"
-        fit(model, recipe, train, seed=seed, description=title)
-        evaluation = evaluate(model, validation)
-        shortfall = _shortfall(architecture, evaluation)
+        fit(
+            model,
+            replace(run.settings, seed=seed),
+            train,
+            augment=architecture.augment,
+            description=title,
+        )
+        shortfall = _shortfall(architecture, evaluate(model, validation))
         if shortfall is None:
-            return model.cpu(), seed, evaluation
-        if seed + 1 < run.seed + recipe.attempts:
+            return model.cpu(), seed
+        if seed + 1 < first + recipe.attempts:
             # Unlike print, this does not break a progress bar.
             tqdm.write(f"{title} is stuck: {shortfall}; starting again with seed {seed + 1}")
     raise GateError(f"{recipe.name}: {shortfall}; the model was discarded")

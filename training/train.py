@@ -5,7 +5,6 @@ import io
 import json
 import os
 import subprocess
-from dataclasses import asdict
 from importlib import metadata
 
 import torch
@@ -63,7 +62,8 @@ def train(run: Run) -> Entry:
         torchscript_sha256=hashlib.sha256(trained.torchscript).hexdigest(),
         example={"instances": [data.validation.x[trained.example].tolist()]},
         example_label=int(data.validation.y[trained.example]),
-        settings=asdict(run.network) if architecture.has_options else {},
+        calibration=trained.calibration.rounded(),
+        settings=architecture.used(run.settings),
         usage=run.recipe.usage,
     )
     entry = Entry(
@@ -98,17 +98,12 @@ def summary(entry: Entry) -> str:
 
 def _key(run: Run, source_sha256: str, data_sha256: str) -> str:
     """Digest of everything that the weights depend on, besides the machine."""
-    recipe = run.recipe
     parts = {
         "source": source_sha256,
         "data": data_sha256,
         "architecture": run.architecture,
-        "network": asdict(run.network),
-        "epochs": recipe.epochs,
-        "optimizer": recipe.optimizer,
-        "learning_rate": recipe.learning_rate,
+        "settings": run.recipe.architectures[run.architecture].used(run.settings),
         "device": run.device.type,
-        "seed": run.seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

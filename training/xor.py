@@ -10,26 +10,24 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from training.data import Data, Split
-from training.recipe import Architecture, NetworkOptions, Recipe
+from training.layers import fully_connected
+from training.recipe import Architecture, Recipe
+from training.settings import Settings
 
 
 class BothClasses(nn.Module):
-    """From one sigmoid output to the probabilities of both classes."""
+    """From one logit to those of both classes, whose softmax is the sigmoid of the one."""
 
-    def forward(self, p: torch.Tensor) -> torch.Tensor:
-        """From the probability of 1, [n, 1], to those of 0 and 1, [n, 2]."""
-        return torch.cat([1 - p, p], dim=1)
+    def forward(self, logit: torch.Tensor) -> torch.Tensor:
+        """From the logit of 1, [n, 1], to those of 0 and 1, [n, 2]."""
+        return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 
-def network(_: NetworkOptions) -> nn.Module:
-    """From [n, 2] to the probability of 1, [n, 1]."""
-    layers = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 1), nn.Sigmoid())
-    for weights in layers.parameters():
-        nn.init.normal_(weights)
-    return layers
+def network(settings: Settings) -> nn.Module:
+    """From [n, 2] to logits [n, 2]."""
+    return nn.Sequential(fully_connected(2, 1, settings), BothClasses())
 
 
 def corners(_: Path) -> Data:
@@ -40,23 +38,29 @@ def corners(_: Path) -> Data:
     return Data(train=split, validation=split, test=split)
 
 
-def loss(p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy."""
-    return functional.binary_cross_entropy(p.squeeze(1), labels.to(p.dtype))
-
-
 RECIPE = Recipe(
     name="xor",
     classes=("0", "1"),
     input_shape=(2,),
-    architectures={"mlp": Architecture(build=network, min_accuracy=1.0, min_confidence=0.9)},
+    architectures={
+        "mlp": Architecture(
+            build=network,
+            min_accuracy=1.0,
+            min_confidence=0.9,
+            settings=Settings(
+                hidden=(2,),
+                activation="sigmoid",
+                initialisation="normal",
+                loss="bce",
+                optimizer="sgd",
+                learning_rate=0.1,
+                epochs=10_001,
+                batch_size=0,
+            ),
+            uses=frozenset({"hidden", "activation", "initialisation"}),
+        )
+    },
     data=corners,
-    loss=loss,
-    probabilities=BothClasses(),
-    epochs=10_001,
-    batch_size=None,
-    optimizer="sgd",
-    learning_rate=0.1,
     attempts=10,
     usage=("""curl -d '{"instances": [[0, 1], [1, 1]]}' URL""",),
 )

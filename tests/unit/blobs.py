@@ -1,6 +1,8 @@
 """A model that trains in a moment: which of two clouds a point belongs to."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,7 +10,8 @@ from torch import nn
 from training.cache import Entry
 from training.data import Data, Split
 from training.pipeline import Run
-from training.recipe import Architecture, NetworkOptions, Recipe
+from training.recipe import Architecture, Recipe
+from training.settings import Settings
 from training.train import train
 
 
@@ -25,25 +28,29 @@ BLOBS = Recipe(
     name="xor",  # for its handler
     classes=("0", "1"),
     input_shape=(2,),
-    architectures={"line": Architecture(build=lambda _: nn.Linear(2, 2), min_accuracy=0.8)},
+    architectures={
+        "line": Architecture(
+            build=lambda _: nn.Linear(2, 2),
+            min_accuracy=0.8,
+            settings=Settings(epochs=20, batch_size=10, learning_rate=0.1),
+        )
+    },
     data=blobs,
-    epochs=20,
-    batch_size=10,
-    learning_rate=0.1,
 )
 
 
-def run(recipe: Recipe = BLOBS, seed: int = 0) -> Run:
+def run(recipe: Recipe = BLOBS, **changes: Any) -> Run:
+    """A run with the settings of the recipe's one architecture, and changes."""
+    ((name, architecture),) = recipe.architectures.items()
     return Run(
         recipe=recipe,
-        architecture="line",
-        network=NetworkOptions(),
-        seed=seed,
+        architecture=name,
+        settings=replace(architecture.settings, **changes),
         device=torch.device("cpu"),
         data_directory=Path("unused"),
     )
 
 
-def trained(recipe: Recipe = BLOBS, seed: int = 0) -> Entry:
+def trained(recipe: Recipe = BLOBS, **changes: Any) -> Entry:
     """An entry of the training cache."""
-    return train(run(recipe, seed))
+    return train(run(recipe, **changes))

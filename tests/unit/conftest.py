@@ -14,15 +14,13 @@ from handler.batching import BatchHandler
 from handler.card import CARD_FILE, TORCHSCRIPT_FILE, ModelCard
 from handler.metrics import Metrics
 from training.export import ServedModel, to_torchscript
-from training.recipe import NetworkOptions
 from training.registry import load_recipe
 
 
 def served_model(name: str, architecture: str | None = None) -> ServedModel:
     recipe = load_recipe(name)
-    architecture = architecture or next(iter(recipe.architectures))
-    network = recipe.architectures[architecture].build(NetworkOptions())
-    return ServedModel(recipe.normalise, network, recipe.probabilities).eval()
+    chosen = recipe.architectures[architecture or next(iter(recipe.architectures))]
+    return ServedModel(recipe.normalise, chosen.build(chosen.settings)).eval()
 
 
 def make_card(name: str, torchscript: bytes = b"", **changes: Any) -> ModelCard:

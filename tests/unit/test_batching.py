@@ -287,7 +287,7 @@ class Logarithm(torch.nn.Module):
 
 def load_network(directory: Path, network: torch.nn.Module) -> BatchHandler:
     """Load a network that takes two numbers to two logits."""
-    served = ServedModel(torch.nn.Identity(), network, torch.nn.Softmax(dim=1)).eval()
+    served = ServedModel(torch.nn.Identity(), network).eval()
     content = to_torchscript(served, torch.ones(3, 2))
     (directory / TORCHSCRIPT_FILE).write_bytes(content)
     (directory / CARD_FILE).write_text(make_card("xor", content).to_json())

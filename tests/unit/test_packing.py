@@ -383,9 +383,9 @@ class TestCompare:
         self, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr("training.compare.load_recipe", lambda _: BLOBS)
-        flat = replace(BLOBS, epochs=1, learning_rate=1e-9)
         bad = {"line": replace(BLOBS.architectures["line"], min_accuracy=0.0)}
-        good, poor = trained(), trained(replace(flat, architectures=bad), seed=3)
+        flat = replace(BLOBS, architectures=bad)
+        good, poor = trained(), trained(flat, epochs=1, learning_rate=1e-9, seed=3)
         pack(good, "1.0", store / "xor.mar")
         reference = f"xor@{poor.card.torchscript_sha256[:12]}"
         capsys.readouterr()

@@ -19,11 +19,10 @@ from training.cache import CacheError, Entry
 from training.data import Data, Split
 from training.evaluation import evaluate
 from training.export import ExportError, ServedModel, to_torchscript
-from training.loop import OPTIMIZERS
-from training.mnist import augment, mlp
+from training.mnist import augment
 from training.pipeline import GateError, Run
-from training.recipe import Architecture, NetworkOptions
 from training.registry import MODELS, load_recipe
+from training.settings import LEARNING_RATES, Settings
 from training.train import train
 
 
@@ -55,17 +54,23 @@ class TestPipeline:
         assert (again.card, again.torchscript) == (first.card, first.torchscript)
         assert trained(seed=1).torchscript != first.torchscript
 
-    @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+    @pytest.mark.parametrize("optimizer", LEARNING_RATES)
     def test_every_optimizer_learns(self, optimizer: str) -> None:
-        rate = OPTIMIZERS[optimizer].learning_rate
-        entry = trained(replace(BLOBS, optimizer=optimizer, learning_rate=rate * 3))
+        entry = trained(optimizer=optimizer, learning_rate=3 * LEARNING_RATES[optimizer])
         assert entry.card.metrics["test"]["accuracy"] > 0.8
 
-    def test_one_cycle_and_augmentation(self) -> None:
+    @pytest.mark.parametrize("loss", ["bce", "mse"])
+    def test_every_loss_learns(self, loss: str) -> None:
+        entry = trained(loss=loss, label_smoothing=0.1)
+        assert entry.card.metrics["test"]["accuracy"] > 0.8
+
+    @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+    def test_schedules_and_augmentation(self, schedule: str) -> None:
         def jitter(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             return x + 0.1 * torch.randn(x.shape, generator=generator)
 
-        entry = trained(replace(BLOBS, one_cycle=True, augment=jitter))
+        line = replace(BLOBS.architectures["line"], augment=jitter)
+        entry = trained(replace(BLOBS, architectures={"line": line}), schedule=schedule)
         assert entry.card.metrics["test"]["accuracy"] > 0.8
 
     def test_a_model_under_the_gate_is_discarded(self, entries: Path) -> None:
@@ -77,7 +82,7 @@ class TestPipeline:
         assert list(entries.iterdir()) == []
 
     def test_a_stuck_run_starts_again_and_says_so(self, capsys: pytest.CaptureFixture[str]) -> None:
-        def stuck_once(_: NetworkOptions) -> nn.Module:
+        def stuck_once(_: Settings) -> nn.Module:
             layer = nn.Linear(2, 2)
             if torch.initial_seed() < 5:
                 layer.weight.register_hook(torch.zeros_like)
@@ -85,7 +90,7 @@ class TestPipeline:
                 nn.init.zeros_(layer.weight)
             return layer
 
-        stuck = {"line": Architecture(build=stuck_once, min_accuracy=0.8)}
+        stuck = {"line": replace(BLOBS.architectures["line"], build=stuck_once)}
         entry = trained(replace(BLOBS, architectures=stuck, attempts=3), seed=3)
         assert entry.card.seed == 5
         printed = capsys.readouterr().out
@@ -121,22 +126,36 @@ class TestCache:
         "other",
         [
             run(seed=1),
-            run(replace(BLOBS, epochs=21)),
-            run(replace(BLOBS, learning_rate=0.2)),
-            run(replace(BLOBS, optimizer="adam")),
+            run(epochs=21),
+            run(learning_rate=0.2),
+            run(optimizer="adam"),
+            run(weight_decay=0.1),
+            run(loss="mse"),
             run(replace(BLOBS, data=lambda _: Data(blobs(_).train, blobs(_).test, blobs(_).test))),
-            replace(run(), network=NetworkOptions(hidden=(3,))),
-            replace(
-                run(replace(BLOBS, architectures={"other": BLOBS.architectures["line"]})),
-                architecture="other",
-            ),
+            run(replace(BLOBS, architectures={"other": BLOBS.architectures["line"]})),
         ],
-        ids=["seed", "epochs", "learning rate", "optimizer", "data", "network", "architecture"],
+        ids=[
+            "seed",
+            "epochs",
+            "learning rate",
+            "optimizer",
+            "weight decay",
+            "loss",
+            "data",
+            "architecture",
+        ],
     )
     def test_other_settings_or_data_are_trained(self, other: Run, entries: Path) -> None:
         trained()
         train(other)
         assert len(list(entries.iterdir())) == 2
+
+    def test_settings_that_the_network_does_not_use_change_nothing(
+        self, no_training: Callable[[], None]
+    ) -> None:
+        first = trained()
+        no_training()
+        assert trained(hidden=(3,)) == first
 
     def test_other_training_code_is_trained(
         self, entries: Path, monkeypatch: pytest.MonkeyPatch
@@ -270,14 +289,6 @@ class TestNetworks:
         model(torch.zeros(1, 28, 28))
         assert 1_000_000 < multiply_adds <= 2_000_000
 
-    def test_the_options_of_the_fully_connected_network(self) -> None:
-        plain = mlp(NetworkOptions(hidden=(30, 20)))
-        widths = [m.out_features for m in plain.modules() if isinstance(m, nn.Linear)]
-        assert widths == [30, 20, 10]
-        rich = mlp(NetworkOptions(hidden=(30,), dropout=0.5, batch_norm=True))
-        kinds = [type(module).__name__ for module in rich.children()]
-        assert kinds == ["Flatten", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
-
     def test_augmentation_moves_but_keeps_the_ink(self) -> None:
         image = torch.zeros(50, 28, 28, dtype=torch.uint8)
         image[:, 8:20, 12:16] = 255
@@ -313,14 +324,22 @@ class TestExport:
         model = served_model("xor")
 
         class Skewed(nn.Module):
-            def forward(self, p: torch.Tensor) -> torch.Tensor:
+            def forward(self, logits: torch.Tensor) -> torch.Tensor:
                 if torch.jit.is_scripting():  # type: ignore[attr-defined]
-                    p = p + 1e-4
-                return torch.cat([1 - p, p], dim=1)
+                    logits = logits + torch.tensor([0.0, 4e-4])
+                return logits
 
-        skewed = ServedModel(model.normalise, model.network, Skewed()).eval()
-        with pytest.raises(ExportError, match=r"probabilities by up to 1\.0e-04"):
+        skewed = ServedModel(model.normalise, nn.Sequential(model.network, Skewed())).eval()
+        with pytest.raises(ExportError, match=r"probabilities by up to \d\.\de-0[45]"):
             to_torchscript(skewed, torch.rand(5, 2))
+
+    def test_the_temperature_is_in_the_torchscript(self) -> None:
+        model, x = served_model("mnist"), torch.rand(5, 28, 28)
+        model.temperature = 0.5
+        loaded = torch.jit.load(io.BytesIO(to_torchscript(model, x)))
+        with torch.inference_mode():
+            expected = (2 * model.logits(x)).softmax(dim=1)
+            assert torch.allclose(loaded(x), expected, atol=1e-6)
 
     def test_nan_output_fails_export(self) -> None:
         model = served_model("xor")
@@ -358,6 +377,10 @@ class TestCommand:
             ["xor", "--arch", "cnn"],
             ["mnist", "--arch", "vit"],
             ["mnist", "--arch", "cnn", "--dropout", "0.5"],
+            ["mnist", "--activation", "swish"],
+            ["mnist", "--momentum", "0.9"],
+            ["mnist", "--batch-size", "-1"],
+            ["mnist", "--hidden", "8,"],
             ["xor", "--batch-norm"],
             ["mnist", "--epochs", "0"],
             ["mnist", "--epochs", "many"],
