@@ -7,7 +7,12 @@ import pytest
 
 from tests.serving import ROOT
 
-DOCUMENTS = [*ROOT.glob("*.md"), ROOT / "model_store" / "README.md", *ROOT.glob("deploy/**/*.md")]
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    ROOT / "model_store" / "README.md",
+    ROOT / "training" / "README.md",
+    *ROOT.glob("deploy/**/*.md"),
+]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
