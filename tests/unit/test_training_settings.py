@@ -1,5 +1,6 @@
 """Settings of training: what they may be, where they come from, and what they do."""
 
+import io
 import re
 import tomllib
 from dataclasses import asdict, fields, replace
@@ -11,15 +12,16 @@ import torch
 from torch import nn
 
 from tests.serving import ROOT
-from tests.unit.blobs import run, trained
+from tests.unit.blobs import BLOBS, blobs, run, trained
 from training import cache
 from training.__main__ import main
+from training.data import Data
 from training.layers import fully_connected
 from training.losses import loss
 from training.registry import load_recipe
 from training.runs import to_toml
 from training.settings import KINDS, SettingError, Settings, checked, meanings, parsed
-from training.xor import network
+from training.xor import network as xor_network
 
 EXAMPLE = ROOT / "training" / "example.toml"
 DOCUMENT = ROOT / "training" / "README.md"
@@ -157,7 +159,7 @@ class TestLosses:
     @pytest.mark.parametrize("name", ["bce", "mse"])
     def test_of_xor_are_those_of_its_one_output(self, name: str) -> None:
         settings = replace(load_recipe("xor").architectures["mlp"].settings, loss=name)
-        model, x = network(settings), torch.rand(5, 2)
+        model, x = xor_network(settings), torch.rand(5, 2)
         labels = torch.tensor([0, 1, 1, 0, 1])
         p, y = next(model.children())(x).squeeze(1).sigmoid(), labels.float()
         textbook = {"bce": nn.BCELoss(), "mse": nn.MSELoss()}[name](p, y)
@@ -277,7 +279,26 @@ class TestCard:
         assert settings["weight_decay"] == 0.1
         assert "hidden" not in settings
 
-    def test_it_has_the_calibration(self) -> None:
+    def test_it_has_the_temperature_of_the_torchscript(self) -> None:
+        def noisy(directory: Path) -> Data:
+            """Every ninth label is wrong, which no line can learn."""
+            data = blobs(directory)
+            for split in (data.train, data.validation, data.test):
+                split.y[::9] = 1 - split.y[::9]
+            return data
+
+        entry = trained(replace(BLOBS, data=noisy), label_smoothing=0.5)
+        calibration, x = entry.card.calibration, blobs(Path()).test.x
+        assert calibration["method"] == "temperature"
+        assert calibration["ece_after"] < calibration["ece_before"]
+        network = nn.Linear(2, 2)
+        network.load_state_dict(torch.load(entry.directory / "weights.pt", weights_only=True))
+        scripted = torch.jit.load(io.BytesIO(entry.torchscript))
+        with torch.inference_mode():
+            expected = (network(x) / calibration["temperature"]).softmax(dim=1)
+            assert torch.allclose(scripted(x), expected, atol=1e-6)
+
+    def test_it_says_why_there_is_no_temperature(self) -> None:
         assert main(["train", "xor", "--config", str(EXAMPLE)]) == 0
         calibration = cache.newest("xor").card.calibration
         assert (calibration["method"], calibration["temperature"]) == ("none", 1.0)
