@@ -62,7 +62,7 @@ class Calibration:
 
     def rounded(self) -> dict[str, Any]:
         """As a dictionary, errors rounded to six decimal places."""
-        values = asdict(self)
+        values = {name: value for name, value in asdict(self).items() if value != ""}
         return values | {name: round(values[name], 6) for name in ("ece_before", "ece_after")}
 
 
