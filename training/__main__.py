@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: what was unfinished was discarded", file=sys.stderr)
+        print("interrupted: nothing half-written is left", file=sys.stderr)
         return INTERRUPTED
     return code
 
@@ -52,15 +52,22 @@ def _train(options: argparse.Namespace) -> int:
         else:
             names.append(name)
     if names:
+        from training.distributed import joined
         from training.runs import UsageError, make_runs, to_toml
-        from training.train import summary, train
+        from training.train import ARTIFACTS, summary, train
 
         try:
             runs = make_runs(names, options)
         except UsageError as error:
             options.fail(str(error))
-        for run in runs:
-            print(to_toml(run) if options.show_settings else summary(train(run)))
+        if options.show_settings:
+            print(*map(to_toml, runs), sep="\n")
+            return 0
+        with joined(runs[0].device) as group:
+            for run in runs:
+                entry = train(run, resume=options.resume, group=group, artifacts=ARTIFACTS)
+                if entry:
+                    print(summary(entry))
     return 0
 
 
@@ -134,6 +141,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="TOML with a table for each model, such as [mnist], and in it arch and the settings "
         "below with _ for -",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="continue an interrupted training of the same settings; the weights are the same",
     )
     add("--show-settings", action="store_true", help="print the settings as TOML, and do not train")
     settings = parser.add_argument_group(

@@ -61,6 +61,11 @@ def directory(name: str) -> Path:
     return Path(os.environ.get("TRAINING_CACHE") or ".cache/training") / name
 
 
+def checkpoint_file(name: str, key: str) -> Path:
+    """Where the state of a model's training in progress is, beside the entries."""
+    return directory("checkpoints") / f"{name}-{key}.pt"
+
+
 def check_writable(name: str) -> None:
     """Find out before minutes of training, not after.
 

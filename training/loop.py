@@ -1,14 +1,19 @@
-"""The training loop: seeded, with a progress bar."""
+"""The training loop: seeded, resumable after every epoch, with a progress bar."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from training.data import Split
+from training.distributed import ALONE, Group
 from training.export import ServedModel
 from training.losses import loss
 from training.recipe import Augment
@@ -59,53 +64,206 @@ def seed_everything(seed: int) -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def fit(
-    model: ServedModel,
-    settings: Settings,
-    train: Split,
-    *,
-    augment: Augment | None,
-    description: str,
-) -> None:
-    """Fit the network of a model to a training split, and leave it in evaluation mode.
+class Fitting:
+    """A training in progress.
+
+    Randomness starts anew in every epoch, from the seed, the epoch and the process, so that the
+    number of epochs done stands for the state of all generators.
 
     Args:
         model: on the device to train on.
-        settings: its seed decides the order of instances and the augmentation.
-        train: on the same device.
+        settings: of the training; the seed decides the order of instances, the augmentation and
+            dropout.
+        train: training split on the same device.
         augment: applied to each batch, or None.
+        group: the processes that train together.
+
+    Attributes:
+        epoch: how many are done.
+        steps: how many an epoch has; the incomplete batch at its end is dropped.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        settings: Settings,
+        train: Split,
+        *,
+        augment: Augment | None,
+        group: Group = ALONE,
+    ) -> None:
+        self.model, self.settings, self.group = model, settings, group
+        self.epoch = 0
+        self._size = min(settings.batch_size or len(train), len(train))
+        self.steps = len(train) // self._size
+        self._train, self._augment = train, augment
+        self._optimizer = _optimizer(model.network, settings)
+        self._schedule = _schedule(self._optimizer, settings, settings.epochs * self.steps)
+        self._averaged = _averaged(model.network, settings.average_decay)
+        self._parallel = ServedModel(model.normalise, group.parallel(model.network))
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        rate: float = self._optimizer.param_groups[0]["lr"]
+        return rate
+
+    @property
+    def served(self) -> ServedModel:
+        """The model as it would be served now, with the averaged weights if there are any."""
+        if self._averaged is None:
+            return self.model
+        return ServedModel(self.model.normalise, self._averaged.module)
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This process's part of each batch of the next epoch: augmented instances, and labels."""
+        device, rank = self._train.x.device, self.group.rank
+        # torch.manual_seed seeds those of all kinds of devices, which is 40 % of an epoch of `xor`.
+        _global_generator(device).manual_seed(self._stream(f"dropout {rank}"))
+        order = torch.Generator().manual_seed(self._stream("order"))
+        augmentation = torch.Generator(device).manual_seed(self._stream(f"augmentation {rank}"))
+        indices = torch.randperm(len(self._train), generator=order).to(device)
+        for batch in indices[: self.steps * self._size].split(self._size):
+            part = self.group.part(batch)
+            x = self._train.x[part]
+            if self._augment:
+                x = self._augment(x, augmentation)
+            yield x, self._train.y[part]
+
+    def step(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change the weights once; the logits of before, and their loss, both detached."""
+        with _precision(self.settings, x.device):
+            logits = self._parallel.logits(x)
+        value = loss(self.settings, logits.float(), labels)
+        self._optimizer.zero_grad()
+        value.backward()
+        self._optimizer.step()
+        if self._schedule:
+            self._schedule.step()
+        if self._averaged:
+            self._averaged.update_parameters(self.model.network)
+        return logits.detach(), value.detach()
+
+    def finish(self) -> None:
+        """Leave the model in evaluation mode, with the averaged weights if there are any."""
+        if self._averaged:
+            self.model.network.load_state_dict(self._averaged.module.state_dict())
+        self.model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from epoch to epoch, as tensors and plain values."""
+        parts = self._parts()
+        return {"epoch": self.epoch} | {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the epoch that `state_dict` was called after, bit for bit."""
+        self.epoch = state["epoch"]
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "network": self.model.network,
+            "optimizer": self._optimizer,
+            "schedule": self._schedule,
+            "averaged": self._averaged,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _stream(self, purpose: str) -> int:
+        """A seed for one purpose in the next epoch; the digest keeps neighbours apart."""
+        text = f"{self.settings.seed} {self.epoch} {purpose}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+
+
+class Watch:
+    """What looks on while a network is fitted, and changes nothing of it; this one does nothing.
+
+    Attributes:
+        seed: of the attempt to continue, or None to begin with the first.
+    """
+
+    seed: int | None = None
+
+    def begin(self, fitting: Fitting) -> dict[str, Any] | None:
+        """Before the first epoch; returns the state to continue from, or None."""
+
+    def step(
+        self, fitting: Fitting, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor
+    ) -> None:
+        """After each step, with what `Fitting.step` returned; its gradients are still there."""
+
+    def end_epoch(self, fitting: Fitting) -> None:
+        """After each epoch."""
+
+
+def fit(fitting: Fitting, watch: Watch, *, description: str) -> None:
+    """Fit the network of a model, and leave it in evaluation mode.
+
+    Args:
+        fitting: not begun; every process of its group calls this with its own.
+        watch: looks on, and may continue an interrupted training.
         description: label of the progress bar.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    size = min(settings.batch_size or len(train), len(train))
-    steps = settings.epochs * (len(train) // size)
-    optimizer = _optimizer(model.network, settings)
-    schedule = _schedule(optimizer, settings, steps)
-    model.train()
-    # Without a terminal, a line every 10 s is enough for a log.
-    with tqdm(total=steps, desc=description, unit="step", mininterval=_interval()) as progress:
-        for order in _batches(len(train), size, settings.epochs, generator):
-            x = train.x[order]
-            if augment:
-                x = augment(x, generator)
-            value = loss(settings, model.logits(x), train.y[order])
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            if schedule:
-                schedule.step()
-            progress.update()
-    model.eval()
+    settings, group = fitting.settings, fitting.group
+    state = group.broadcast(watch.begin(fitting))
+    if state is not None:
+        fitting.load_state_dict(state)
+    fitting.model.train()
+    with tqdm(
+        total=settings.epochs * fitting.steps,
+        initial=fitting.epoch * fitting.steps,
+        desc=description,
+        unit="step",
+        mininterval=_interval(),
+        disable=not group.is_first,
+    ) as progress:
+        while fitting.epoch < settings.epochs:
+            for x, labels in fitting.batches():
+                logits, value = fitting.step(x, labels)
+                watch.step(fitting, logits, labels, value)
+                progress.update()
+            fitting.epoch += 1
+            watch.end_epoch(fitting)
+    fitting.finish()
 
 
 def _interval() -> float:
+    """Without a terminal, a line every 10 s is enough for a log."""
     return 0.2 if sys.stderr.isatty() else 10.0
 
 
-def _batches(
-    count: int, size: int, epochs: int, generator: torch.Generator
-) -> Iterator[torch.Tensor]:
-    """Indices of each batch; the incomplete batch at the end of an epoch is dropped."""
-    for _ in range(epochs):
-        order = torch.randperm(count, generator=generator)
-        yield from order[: count // size * size].split(size)
+def _global_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device()]
+    return torch.default_generator
+
+
+def _averaged(network: nn.Module, decay: float) -> AveragedModel | None:
+    """Follows the network's weights, and batch normalisation's running statistics alike.
+
+    Each statistic belongs to the weights of its step, so the mean of both over the same steps fits
+    together, and no pass over the data has to estimate the statistics anew.
+    """
+    if not decay:
+        return None
+
+    def mean(
+        averaged: torch.Tensor, current: torch.Tensor, count: torch.Tensor | int
+    ) -> torch.Tensor:
+        if not averaged.is_floating_point():  # of batch normalisation, the number of batches
+            return current
+        # The first steps keep less, or after 430 steps and with a decay of 0.999, two thirds of the
+        # mean would be the weights that training began with.
+        share = torch.as_tensor(9 / (10 + count), dtype=averaged.dtype).clamp_min(1 - decay)
+        return averaged.lerp(current, share)
+
+    averaged = AveragedModel(network, avg_fn=mean, use_buffers=True)
+    averaged.eval()
+    return averaged
+
+
+def _precision(settings: Settings, device: torch.device) -> AbstractContextManager[object]:
+    if settings.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, getattr(torch, settings.precision))

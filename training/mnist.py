@@ -59,14 +59,15 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """
 
     def uniform(limit: float, *shape: int) -> torch.Tensor:
-        return (torch.rand(len(x), *shape, generator=generator) * 2 - 1) * limit
+        values = torch.rand(len(x), *shape, generator=generator, device=x.device)
+        return (values * 2 - 1) * limit
 
     angle, scale, shear = uniform(math.radians(12)), 1 + uniform(0.1), uniform(0.15)
     rows = torch.stack(
         [scale * angle.cos(), shear - scale * angle.sin(), scale * angle.sin(), scale * angle.cos()]
     )
     shift = uniform(2 / 14, 2, 1)  # in half widths, as affine_grid counts
-    theta = torch.cat([rows.T.reshape(-1, 2, 2), shift], dim=2).to(x.device)
+    theta = torch.cat([rows.T.reshape(-1, 2, 2), shift], dim=2)
     images = x.float().unsqueeze(1)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, align_corners=False).squeeze(1)

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from training.calibration import Calibration, calibrate
 from training.data import Data
+from training.distributed import ALONE, Group
 from training.errors import TrainingError
 from training.evaluation import Evaluation, evaluate, predict
 from training.export import ServedModel, to_torchscript
-from training.loop import fit, seed_everything
+from training.loop import Fitting, Watch, fit, seed_everything
 from training.recipe import Architecture, Recipe
 from training.settings import Settings
 
@@ -50,7 +51,7 @@ class Trained:
     """What training a model results in.
 
     Attributes:
-        network: on the CPU, in evaluation mode.
+        model: calibrated, on the CPU, in evaluation mode.
         torchscript: content of the TorchScript file.
         seed: the one that the weights came from.
         calibration: the temperature in the TorchScript, from the validation split.
@@ -59,7 +60,7 @@ class Trained:
         example: index of the first validation instance that the TorchScript labels correctly.
     """
 
-    network: nn.Module
+    model: ServedModel
     torchscript: bytes
     seed: int
     calibration: Calibration
@@ -68,20 +69,33 @@ class Trained:
     example: int
 
 
-def train(run: Run, data: Data) -> Trained:
+def train(run: Run, data: Data, *, watch: Watch, group: Group = ALONE) -> Trained | None:
     """Train a model, and calibrate it on the split that decisions are made on.
+
+    Args:
+        run: what to train.
+        data: to train on.
+        watch: looks on, and may continue an interrupted training.
+        group: the processes that train together, each of which calls this.
+
+    Returns:
+        None in processes other than the first.
 
     Raises:
         GateError: the model missed a threshold.
         ExportError: TorchScript does not answer as the network does.
+        DistributedError: the processes cannot share a batch evenly.
     """
-    model, seed = _fit_until_good(run, data)
+    fitted = _fit_until_good(run, data, watch, group)
+    if fitted is None:
+        return None
+    model, seed = fitted
     calibration = calibrate(predict(model.logits, data.validation.x), data.validation.y)
     model.temperature = calibration.temperature
     torchscript = to_torchscript(model, data.validation.x)
     scripted = torch.jit.load(io.BytesIO(torchscript))
     return Trained(
-        network=model.network,
+        model=model,
         torchscript=torchscript,
         seed=seed,
         calibration=calibration,
@@ -91,29 +105,33 @@ def train(run: Run, data: Data) -> Trained:
     )
 
 
-def _fit_until_good(run: Run, data: Data) -> tuple[ServedModel, int]:
-    """The first of the recipe's attempts that passes the gate, and its seed."""
+def _fit_until_good(
+    run: Run, data: Data, watch: Watch, group: Group
+) -> tuple[ServedModel, int] | None:
+    """The first of the recipe's attempts that passes the gate, and its seed.
+
+    The first process judges for all; the others return None.
+    """
     recipe, architecture = run.recipe, run.recipe.architectures[run.architecture]
     train, validation = data.train.to(run.device), data.validation.to(run.device)
     first = run.settings.seed
-    for seed in range(first, first + recipe.attempts):
+    begin = group.broadcast(first if watch.seed is None else watch.seed)
+    for seed in range(begin, first + recipe.attempts):
         seed_everything(seed)
         network = architecture.build(run.settings)
         model = ServedModel(recipe.normalise, network).to(run.device)
         title = f"{recipe.name} ({run.architecture}, seed {seed})"
-        fit(
-            model,
-            replace(run.settings, seed=seed),
-            train,
-            augment=architecture.augment,
-            description=title,
-        )
-        shortfall = _shortfall(architecture, evaluate(model, validation))
+        settings = replace(run.settings, seed=seed)
+        fitting = Fitting(model, settings, train, augment=architecture.augment, group=group)
+        fit(fitting, watch, description=title)
+        shortfall = group.broadcast(_shortfall(architecture, evaluate(model, validation)))
         if shortfall is None:
-            return model.cpu(), seed
+            return (model.cpu(), seed) if group.is_first else None
         if seed + 1 < first + recipe.attempts:
             # Unlike print, this does not break a progress bar.
             tqdm.write(f"{title} is stuck: {shortfall}; starting again with seed {seed + 1}")
+    if not group.is_first:
+        return None
     raise GateError(f"{recipe.name}: {shortfall}; the model was discarded")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from training.data import Data
 from training.settings import OF_NETWORK, Settings
 
-# From instances as in the data, and a generator, to instances of the same shape.
+# From instances as in the data, and a generator on their device, to instances of the same shape.
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 

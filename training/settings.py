@@ -118,6 +118,8 @@ class Settings:
         batch_size: instances a step; 0 is the whole training split.
         average_decay: of the exponential moving average of the weights over the steps, which is
             kept in place of the last weights; 0 keeps the last.
+        precision: of the network's forward while it trains; `bfloat16` is mixed precision, for
+            GPUs, with weights and losses in float32.
         seed: of all randomness.
 
     Raises:
@@ -140,6 +142,7 @@ class Settings:
     epochs: Annotated[int, _whole(1)] = 10
     batch_size: Annotated[int, _whole(0)] = 128
     average_decay: Annotated[float, _SHARE] = 0.0
+    precision: Annotated[str, _one_of("float32", "bfloat16")] = "float32"
     seed: Annotated[int, _whole(0)] = 0
 
     def __post_init__(self) -> None:

@@ -5,24 +5,48 @@ import io
 import json
 import os
 import subprocess
+import tempfile
+from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
 from handler.card import ModelCard
 from training import cache, pipeline
 from training.cache import CacheError, Entry
-from training.pipeline import Run
+from training.checkpoints import Checkpoints
+from training.data import Data
+from training.distributed import ALONE, Group
+from training.history import History
+from training.loop import Watch
+from training.pipeline import GateError, Run, Trained
+from training.recording import Recorder
 from training.sources import ROOT, training_sha256
+
+ARTIFACTS = Path(os.environ.get("TRAINING_ARTIFACTS") or "artifacts/training")
 
 _LIBRARIES = ("torch", "torchvision", "numpy")
 
 
-def train(run: Run) -> Entry:
+def train(
+    run: Run, *, resume: bool = False, group: Group = ALONE, artifacts: Path | None = None
+) -> Entry | None:
     """Train a model, unless the cache has the result of the same run.
 
+    Args:
+        run: what to train.
+        resume: continue after the last checkpoint of the same run, if an interruption left one.
+        group: the processes that train together, each of which calls this.
+        artifacts: where to write a directory with the report, or None for none.
+
+    Returns:
+        None in processes other than the first.
+
     Raises:
+        CheckpointError: the checkpoint is corrupt, or of another release.
         DataError: the data is not available.
+        DistributedError: the processes cannot train together.
         GateError: the model missed a threshold.
         ExportError: TorchScript does not answer as the network does.
         OSError: the cache cannot be written to.
@@ -32,18 +56,27 @@ def train(run: Run) -> Entry:
     source_sha256, commit = training_sha256(name), _git_commit()  # before they change meanwhile
     data = run.recipe.data(run.data_directory)
     data_sha256 = data.sha256
-    directory = cache.directory(name) / _key(run, source_sha256, data_sha256)
-    if directory.exists():
-        try:
-            entry = cache.load(directory)
-        except CacheError as error:
-            print(f"{error}; training {name} again")
-        else:
-            os.utime(directory)  # makes it the newest
-            print(f"{name}: already trained with this code, data, settings and seed")
-            return entry
-    cache.check_writable(name)
-    trained = pipeline.train(run, data)
+    key = _key(run, source_sha256, data_sha256, group)
+    directory = cache.directory(name) / key
+    cached = _cached(directory, name) if group.is_first else None
+    if group.broadcast(cached is not None):
+        return cached
+    checkpoint, recorder = cache.checkpoint_file(name, key), Recorder(data.validation)
+    watch = Watch()
+    if group.is_first:
+        cache.check_writable(name)
+        watch = Checkpoints(checkpoint, key, recorder, resume=resume)
+        if checkpoint.exists() and not resume:
+            print(f"{name}: an interrupted training is not continued, for want of --resume")
+        elif resume:
+            print(f"{name}: {watch.describe()}")
+    try:
+        trained = pipeline.train(run, data, watch=watch, group=group)
+    except GateError:
+        checkpoint.unlink(missing_ok=True)
+        raise
+    if trained is None:
+        return None
     architecture = run.recipe.architectures[run.architecture]
     card = ModelCard(
         name=name,
@@ -69,15 +102,58 @@ def train(run: Run) -> Entry:
     entry = Entry(
         directory=directory,
         card=card,
-        parameters=sum(parameter.numel() for parameter in trained.network.parameters()),
+        parameters=sum(parameter.numel() for parameter in trained.model.network.parameters()),
         max_batch_size=run.recipe.max_batch_size,
         max_batch_delay=run.recipe.max_batch_delay,
         torchscript=trained.torchscript,
     )
     weights = io.BytesIO()
-    torch.save(trained.network.state_dict(), weights)
+    torch.save(trained.model.network.state_dict(), weights)
     cache.put(entry, weights.getvalue())
+    checkpoint.unlink(missing_ok=True)
+    if artifacts:
+        history = recorder.history(
+            model=name, architecture=run.architecture, settings=architecture.used(run.settings)
+        )
+        print(f"{name}: report in {_report(artifacts, run, data, trained, history)}")
     return entry
+
+
+def _cached(directory: Path, name: str) -> Entry | None:
+    """The entry in a directory, which becomes the newest; None if it is corrupt or missing."""
+    if not directory.exists():
+        return None
+    try:
+        entry = cache.load(directory)
+    except CacheError as error:
+        print(f"{error}; training {name} again")
+        return None
+    os.utime(directory)
+    print(f"{name}: already trained with this code, data, settings and seed")
+    return entry
+
+
+def _report(artifacts: Path, run: Run, data: Data, trained: Trained, history: History) -> Path:
+    """Write the directory of a run in one step, and return its report."""
+    from training import report  # Matplotlib takes a second, and only this needs it
+
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    target = artifacts / f"{run.recipe.name}-{run.architecture}-{trained.seed}-{now}"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    evaluation = {
+        "validation": trained.validation.rounded(),
+        "test": trained.test.rounded(),
+        "calibration": trained.calibration.rounded(),
+    }
+    with tempfile.TemporaryDirectory(dir=artifacts, prefix=".partial-") as temporary:
+        stage = Path(temporary) / target.name
+        stage.mkdir()
+        file = report.write(stage, history, trained.model, data, run.recipe, evaluation)
+        # Two runs of one second are two runs.
+        while target.exists():
+            target = target.with_name(f"{target.name}+")
+        stage.rename(target)
+    return target / file.relative_to(stage)
 
 
 def summary(entry: Entry) -> str:
@@ -96,7 +172,7 @@ def summary(entry: Entry) -> str:
     )
 
 
-def _key(run: Run, source_sha256: str, data_sha256: str) -> str:
+def _key(run: Run, source_sha256: str, data_sha256: str, group: Group) -> str:
     """Digest of everything that the weights depend on, besides the machine."""
     parts = {
         "source": source_sha256,
@@ -104,6 +180,7 @@ def _key(run: Run, source_sha256: str, data_sha256: str) -> str:
         "architecture": run.architecture,
         "settings": run.recipe.architectures[run.architecture].used(run.settings),
         "device": run.device.type,
+        "processes": group.size,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

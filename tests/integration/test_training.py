@@ -19,7 +19,8 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", "training", "train", "xor", "--epochs", "100000000"],
             cwd=ROOT,
-            env=os.environ | {"TRAINING_CACHE": str(cache)},
+            env=os.environ
+            | {"TRAINING_CACHE": str(cache), "TRAINING_ARTIFACTS": str(tmp_path / "artifacts")},
             stderr=output,
             start_new_session=True,
             # A shell gives its background jobs, such as this test may be, SIGINT ignored.
@@ -32,8 +33,9 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert log.read_text().endswith("interrupted: what was unfinished was discarded\n")
+    assert log.read_text().endswith("interrupted: nothing half-written is left\n")
     assert list((cache / "xor").iterdir()) == []
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_the_sample_digits_of_the_load_test_are_written_again(tmp_path: Path) -> None:

@@ -53,4 +53,6 @@ def run(recipe: Recipe = BLOBS, **changes: Any) -> Run:
 
 def trained(recipe: Recipe = BLOBS, **changes: Any) -> Entry:
     """An entry of the training cache."""
-    return train(run(recipe, **changes))
+    entry = train(run(recipe, **changes))
+    assert entry is not None
+    return entry

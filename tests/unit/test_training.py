@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +31,7 @@ from training.train import train
 def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the entries of model xor are, in a cache of this test's own."""
     monkeypatch.setenv("TRAINING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("training.train.ARTIFACTS", tmp_path / "artifacts")
     return tmp_path / "cache" / "xor"
 
 
@@ -37,7 +39,7 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_training(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, training anything fails the test."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         pytest.fail("trained")
 
     return lambda: monkeypatch.setattr("training.pipeline.train", fail)
@@ -420,8 +422,32 @@ class TestCommand:
         assert main(["train", "xor"]) == 0
         printed = capsys.readouterr().out
         entry = cache.newest("xor")
-        assert printed.startswith("xor: line, 6 parameters, seed 0\n")
+        assert "xor: line, 6 parameters, seed 0\n" in printed
         assert f"{entry.card.torchscript_sha256[:12]}, in {entry.directory}\n" in printed
+
+    @pytest.mark.usefixtures("fast")
+    def test_a_report_is_in_a_directory_of_its_run(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["train", "xor", "--seed", "3"]) == 0
+        (directory,) = (tmp_path / "artifacts").iterdir()
+        assert re.fullmatch(r"xor-line-3-\d{8}T\d{6}Z", directory.name)
+        told = re.search(r"^xor: report in (.*)$", capsys.readouterr().out, re.MULTILINE)
+        assert told
+        assert Path(told[1]).parent == directory
+        assert Path(told[1]).is_file()
+
+    @pytest.mark.usefixtures("fast")
+    def test_a_report_that_fails_leaves_the_model_and_nothing_of_itself(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("training.report.write", full)
+        assert main(["train", "xor"]) == 1
+        assert list((tmp_path / "artifacts").iterdir()) == []
+        assert cache.newest("xor").card.seed == 0
 
     def test_interrupted(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
