@@ -75,6 +75,10 @@ def train(
     except GateError:
         checkpoint.unlink(missing_ok=True)
         raise
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            print(f"{name}: --resume with the same settings continues this training")
+        raise
     if trained is None:
         return None
     architecture = run.recipe.architectures[run.architecture]

@@ -23,12 +23,16 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def interrupted(monkeypatch: pytest.MonkeyPatch, directory: Path) -> Path:
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, capsys: pytest.CaptureFixture[str]
+) -> Path:
     """The checkpoint of a training of clouds that ended in its fourth epoch."""
     with monkeypatch.context() as patch:
         patch.setattr(Fitting, "step", stopping_step)
         with pytest.raises(KeyboardInterrupt):
             trained()
+    told = "xor: --resume with the same settings continues this training\n"
+    assert capsys.readouterr().out == told
     (file,) = directory.iterdir()
     return file
 
