@@ -54,7 +54,8 @@ def _train(options: argparse.Namespace) -> int:
     if names:
         from training.distributed import joined
         from training.runs import UsageError, make_runs, to_toml
-        from training.train import ARTIFACTS, summary, train
+        from training.summary import of_entry
+        from training.train import ARTIFACTS, train
 
         try:
             runs = make_runs(names, options)
@@ -65,9 +66,15 @@ def _train(options: argparse.Namespace) -> int:
             return 0
         with joined(runs[0].device) as group:
             for run in runs:
-                entry = train(run, resume=options.resume, group=group, artifacts=ARTIFACTS)
+                entry = train(
+                    run,
+                    resume=options.resume,
+                    group=group,
+                    artifacts=ARTIFACTS,
+                    tensorboard=options.tensorboard,
+                )
                 if entry:
-                    print(summary(entry))
+                    print(of_entry(entry))
     return 0
 
 
@@ -100,11 +107,14 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from training.compare import candidate, compare
+    from training.compare import candidate, compare, page, text
     from training.data import MNIST_DIR
 
     first, second = map(candidate, options.model)
-    print(compare(first, second, options.data_dir or MNIST_DIR))
+    comparison = compare(first, second, options.data_dir or MNIST_DIR)
+    print(text(comparison))
+    if options.out:
+        options.out.write_text(page(comparison))
     return 0
 
 
@@ -146,6 +156,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="continue an interrupted training of the same settings; the weights are the same",
+    )
+    add(
+        "--tensorboard", action="store_true", help="also event files for TensorBoard, by the report"
     )
     add("--show-settings", action="store_true", help="print the settings as TOML, and do not train")
     settings = parser.add_argument_group(
@@ -206,9 +219,10 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_compare)
-    parser.description = "Compares on the validation split."
+    parser.description = "Compares on the validation split: metrics, and where the answers differ."
     add = parser.add_argument
     add("model", nargs=2, metavar="NAME[@DIGEST]|FILE.mar", help="trained model or archive")
+    add("--out", type=Path, metavar="FILE", help="also an HTML page, with every image in question")
     add("--data-dir", type=Path, metavar="DIR", help="cache of the data (default: .cache/mnist)")
 
 

@@ -147,12 +147,12 @@ def _add_legend(axes: Axes, names: Collection[str]) -> None:
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """Label a logarithmic axis of few decades with 1, 2, 5, 10 in place of powers of ten."""
+    """Label a logarithmic axis with 1, 2, 5, 10 or, of many decades, 1e-05, not with powers."""
     low, high = axes.get_ylim()
     decades = math.log10(high / low)
-    if decades < 4:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    steps = (1, 2, 5) if decades < 2 else (1, 3) if decades < 4 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

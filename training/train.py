@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from handler.card import ModelCard
-from training import cache, pipeline
+from training import cache, pipeline, summary
 from training.cache import CacheError, Entry
 from training.checkpoints import Checkpoints
 from training.data import Data
@@ -30,7 +30,12 @@ _LIBRARIES = ("torch", "torchvision", "numpy")
 
 
 def train(
-    run: Run, *, resume: bool = False, group: Group = ALONE, artifacts: Path | None = None
+    run: Run,
+    *,
+    resume: bool = False,
+    group: Group = ALONE,
+    artifacts: Path | None = None,
+    tensorboard: bool = False,
 ) -> Entry | None:
     """Train a model, unless the cache has the result of the same run.
 
@@ -39,6 +44,7 @@ def train(
         resume: continue after the last checkpoint of the same run, if an interruption left one.
         group: the processes that train together, each of which calls this.
         artifacts: where to write a directory with the report, or None for none.
+        tensorboard: whether to write event files there, too.
 
     Returns:
         None in processes other than the first.
@@ -119,7 +125,8 @@ def train(
         history = recorder.history(
             model=name, architecture=run.architecture, settings=architecture.used(run.settings)
         )
-        print(f"{name}: report in {_report(artifacts, run, data, trained, history)}")
+        page = _report(artifacts, run, data, trained, history, tensorboard=tensorboard)
+        print(f"{summary.of_history(history)}\n{name}: report in {page}")
     return entry
 
 
@@ -137,7 +144,15 @@ def _cached(directory: Path, name: str) -> Entry | None:
     return entry
 
 
-def _report(artifacts: Path, run: Run, data: Data, trained: Trained, history: History) -> Path:
+def _report(  # noqa: PLR0913 (all that a report is of)
+    artifacts: Path,
+    run: Run,
+    data: Data,
+    trained: Trained,
+    history: History,
+    *,
+    tensorboard: bool,
+) -> Path:
     """Write the directory of a run in one step, and return its report."""
     from training import report  # Matplotlib takes a second, and only this needs it
 
@@ -153,27 +168,15 @@ def _report(artifacts: Path, run: Run, data: Data, trained: Trained, history: Hi
         stage = Path(temporary) / target.name
         stage.mkdir()
         file = report.write(stage, history, trained.model, data, run.recipe, evaluation)
+        if tensorboard:
+            from training import tensorboard as events  # as slow to import as torch
+
+            events.write(stage, history)
         # Two runs of one second are two runs.
         while target.exists():
             target = target.with_name(f"{target.name}+")
         stage.rename(target)
     return target / file.relative_to(stage)
-
-
-def summary(entry: Entry) -> str:
-    """What was trained, and how good it is."""
-    card, validation, test = (
-        entry.card,
-        entry.card.metrics["validation"],
-        entry.card.metrics["test"],
-    )
-    return (
-        f"{card.name}: {card.architecture}, {entry.parameters:,} parameters, seed {card.seed}\n"
-        f"  validation accuracy {validation['accuracy']:.4f} of {validation['instances']:,}, "
-        f"test accuracy {test['accuracy']:.4f} of {test['instances']:,}, "
-        f"least confidence {validation['min_confidence']:.4f}\n"
-        f"  TorchScript SHA-256 {card.torchscript_sha256[:12]}, in {entry.directory}"
-    )
 
 
 def _key(run: Run, source_sha256: str, data_sha256: str, group: Group) -> str:
