@@ -40,7 +40,7 @@ def of_entry(entry: Entry) -> str:
             f"  calibration error {card.calibration['ece_before']:.2%}, and with temperature "
             f"{card.calibration['temperature']:g} {card.calibration['ece_after']:.2%} (validation)"
         )
-    lines += [f"  TorchScript SHA-256 {card.torchscript_sha256[:12]}, in", f"  {entry.directory}"]
+    lines.append(f"  TorchScript SHA-256 {card.torchscript_sha256[:12]}, in {entry.directory}")
     return "\n".join(lines)
 
 

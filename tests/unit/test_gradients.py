@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from training import gradients
 from training.data import Data, Split
 from training.gradients import DEAD_UNITS, GRADIENTS, dead_share, excerpt, first_to_last, record
 from training.history import History
+from training.registry import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tiny = Data(*[Split(mnist_data.train.x[:64], mnist_data.train.y[:64])] * 3)
-    recipe = replace(gradients.load_recipe("mnist"), data=lambda _: tiny)
-    monkeypatch.setattr(gradients, "load_recipe", lambda _: recipe)
+    recipe = replace(load_recipe("mnist"), data=lambda _: tiny)
+    monkeypatch.setattr("training.gradients.load_recipe", lambda _: recipe)
     file = tmp_path / "new" / "page.html"
     assert gradients.main(["--out", str(file)]) == 0
     assert capsys.readouterr().out == f"{file}\n"
@@ -76,4 +76,3 @@ def test_the_command(
     (tmp_path / "taken").write_text("")
     assert gradients.main(["--out", str(tmp_path / "taken" / "page.html")]) == 1
     assert "error: " in capsys.readouterr().err
-    torch.use_deterministic_algorithms(False)

@@ -395,10 +395,14 @@ class TestCompare:
         (accuracy,) = (line.split()[2:] for line in lines if line.startswith("validation acc"))
         right, wrong = (float(share) for share in accuracy)
         differ = round(100 * (right - wrong))
-        assert lines[-1] == (
+        verdict = (
             f"Labels differ for {differ} of 100 validation instances: the first is correct for "
             f"{differ} of them, the second for 0."
         )
+        head, *pairs = (line.split(maxsplit=3) for line in lines[lines.index(verdict) + 1 :])
+        assert head == ["FIRST", "SECOND", "COUNT", "INSTANCES"]
+        assert sum(int(count) for _, _, count, _ in pairs) == differ
+        assert len(lines) < 24
 
     def test_other_data_is_told(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

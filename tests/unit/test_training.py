@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from tests.serving import ROOT
@@ -436,6 +437,32 @@ class TestCommand:
         assert told
         assert Path(told[1]).parent == directory
         assert Path(told[1]).is_file()
+
+    @pytest.mark.usefixtures("fast")
+    def test_what_is_told_fits_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", "xor"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) < 24
+        # Directories of tests have longer names than those of users.
+        assert max(len(line.partition(" in ")[0]) for line in lines) <= 80
+
+    @pytest.mark.usefixtures("fast")
+    def test_event_files_have_the_history(self, tmp_path: Path) -> None:
+        assert main(["train", "xor", "--tensorboard"]) == 0
+        (directory,) = (tmp_path / "artifacts").iterdir()
+        history = json.loads((directory / "metrics.json").read_text())["history"]
+        events = EventAccumulator(str(directory))
+        events.Reload()
+        epochs = history["epochs"]
+        for tag, name in {
+            "loss/training": "train_loss",
+            "accuracy/validation": "validation_accuracy",
+        }.items():
+            scalars = events.Scalars(tag)
+            assert [scalar.step for scalar in scalars] == [epoch["number"] for epoch in epochs]
+            values = [epoch[name] for epoch in epochs]
+            assert [scalar.value for scalar in scalars] == pytest.approx(values, rel=1e-6)
+        assert "gradient norm/Linear 1" in events.Tags()["scalars"]
 
     @pytest.mark.usefixtures("fast")
     def test_a_report_that_fails_leaves_the_model_and_nothing_of_itself(
