@@ -12,8 +12,8 @@ gradient its size back in every layer, and ReLU's slope is 1 wherever it is not 
 gradient of ReLU layers at its size.
 
 Dead units: a step of a high learning rate can take a unit of ReLU so far that it is 0 for every
-digit. Its slope is 0 there, so it never comes back. Leaky ReLU has a slope there, too (Maas et al.
-2013, "Rectifier nonlinearities improve neural network acoustic models").
+digit. Its slope is 0 there, so its own weights stay as they are. Leaky ReLU has a slope there, too
+(Maas et al. 2013, "Rectifier nonlinearities improve neural network acoustic models").
 """
 
 import argparse
@@ -120,8 +120,8 @@ def page(gradients: Mapping[str, History], dead_units: Mapping[str, History]) ->
             Section(
                 heading="Dead units by layer",
                 note="Three networks of four hidden layers. A dead unit passes no gradient, "
-                "whatever the digit, so it stays as it is. A high learning rate makes many of ReLU "
-                "and none of leaky ReLU.",
+                "whatever the digit, so its own weights stay as they are. A high learning rate "
+                "makes many of ReLU and none of leaky ReLU.",
                 charts=[chart for chart in dead if chart],
                 tables=[
                     _table(

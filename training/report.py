@@ -114,10 +114,10 @@ def _page(history: History, data: Data, recipe: Recipe, metrics: dict[str, Any])
         ),
         Section(
             heading="Gradients and dead units, by layer",
-            note="Left, the norm of the loss's gradient by each layer's weights, the mean of an "
-            "epoch. Where it shrinks from the last layer to the first by orders of magnitude, the "
-            "first layers do not learn. Right, the share of each activation's units that pass no "
-            "gradient, whatever the instance.",
+            note="The norm of the loss's gradient by each layer's weights, the mean of an epoch: "
+            "where it shrinks from the last layer to the first by orders of magnitude, the first "
+            "layers do not learn. And the share of each activation's units that pass no gradient, "
+            "whatever the instance.",
             charts=_layers(history.epochs),
         ),
         Section(

@@ -35,10 +35,10 @@ def of_entry(entry: Entry) -> str:
             for name, metrics in (("validation", validation), ("test", test))
         ),
     ]
-    if card.calibration:
+    if card.calibration.get("method") == "temperature":
         lines.append(
-            f"  calibration error {card.calibration['ece_before']:.2%}, and with temperature "
-            f"{card.calibration['temperature']:g} {card.calibration['ece_after']:.2%} (validation)"
+            f"  validation calibration error {card.calibration['ece_before']:.2%}, after "
+            f"calibration {card.calibration['ece_after']:.2%}"
         )
     lines.append(f"  TorchScript SHA-256 {card.torchscript_sha256[:12]}, in {entry.directory}")
     return "\n".join(lines)
