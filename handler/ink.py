@@ -2,10 +2,10 @@
 
 Paper is the picture's closing (of light ink, its opening): a maximum and then a minimum over
 squares that no stroke fills, which follows edges of shadows and of the sheet (Gonzalez and Woods,
-"Digital Image Processing", 9.6, the bottom-hat and top-hat transforms). What differs from it by more
-than Otsu's threshold falls into connected components, and the one that looks most like something
-written is the digit. It is looked for in the whole picture first and then, finer, around what was
-found.
+"Digital Image Processing", 9.6, the bottom-hat and top-hat transforms). What differs from it by
+more than Otsu's threshold falls into connected components, and the one that looks most like
+something written is the digit. It is looked for in the whole picture first and then, finer, around
+what was found.
 """
 
 import math
