@@ -32,6 +32,8 @@ _MARGIN, _GAP = 0.35, 0.15
 _LEAST_SIDE = 7
 # Ink differs from its paper by at least this share of it.
 _LEAST_INK = 0.1
+# The outline of ink is a step in brightness of at least this share; light alone falls off slower.
+_LEAST_STEP = 0.04
 # Of 256 levels: added to a paper's before dividing by it, as noise is no smaller in the dark.
 _DARK = 16
 
@@ -192,7 +194,7 @@ def _find(
             if component.side < max(least_side, 2):
                 break
             score = _score(levels, component, is_light)
-            if best is None or score > best.score:
+            if score > (best.score if best else 0):
                 best = _Digit(score, is_light, ink, noise, component)
                 others = [other for other in components if other is not component]
     if best is None:
@@ -323,7 +325,10 @@ def _score(levels: torch.Tensor, component: _Component, is_light: bool) -> float
     steps = ((lightest - darkest) / (lightest + _DARK))[outline]
     contrast = float((region[mask > 0].median() + _DARK) / (region[around].median() + _DARK))
     contrast = math.log(contrast) * (1 if is_light else -1)
-    score = float(steps.quantile(0.1)) * component.side * max(contrast, 0.1)
+    step = float(steps.quantile(0.1))
+    if step < _LEAST_STEP:
+        return 0.0
+    score = step * component.side * max(contrast, 0.1)
     if component.at_border:
         score *= 0.15
     if component.area < 0.035 * component.side**2:  # a line: the thinnest strokes have twice that
