@@ -7,24 +7,15 @@ of the same round. A round in which others used the processors is shown and left
 
 import argparse
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from bench import measure, report
+from bench import machine, measure, report, wrk
 from bench.errors import BenchError
 from bench.servers import NAMES, build
 from loadtest.options import count, positive
-from loadtest.servers import ROOT
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -53,51 +44,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def commit(checkout: Path) -> str:
-    """The commit of a checkout, with `-dirty` if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown commit"
-    return done.stdout.strip()
-
-
-def facts(options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    other = {"other version": commit(options.beside)} if options.beside else {}
-    return {
-        "when": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "this service": commit(ROOT),
-        **other,
-        "processor": f"{psutil.cpu_count()} x {model}",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "kernel": platform.release(),
-        "load average before": f"{os.getloadavg()[0]:.2f}",
-        "command": " ".join(["python -m bench", *sys.argv[1:]]),
-    }
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and write report.md, results.json and plot.svg; 0, or 1 if it cannot."""
     options = parse(arguments)
-    about = facts(options)
+    about = machine.facts(" ".join(["python -m bench", *sys.argv[1:]]), options.beside)
     plan = measure.Plan(
         options.connections, options.rounds, options.seconds, options.warm_up, options.max_foreign
     )
     try:
-        if not shutil.which("wrk"):
-            raise BenchError(
-                "wrk is not installed: `apt-get install wrk`, or your system's package"
-            )
+        wrk.require()
         with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
             names = [NAMES[name] for name in options.servers]
             samples, memory = measure.run(

@@ -135,7 +135,8 @@ def plot(samples: Sequence[Sample]) -> str:
     return charts.svg(draw)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; empty without rows."""
     lines = [head, ["---"] * len(head), *rows] if rows else []
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -180,7 +181,7 @@ def _servers(samples: Sequence[Sample]) -> str:
             ]
         )
     head = ["server", "connections", "requests/s", "p50 ms", "p99 ms", "batch"]
-    return _table([*head, "µs a request in worker"], rows)
+    return table([*head, "µs a request in worker"], rows)
 
 
 def _targets(samples: Sequence[Sample], memory: Sequence[Memory]) -> str:
@@ -195,7 +196,7 @@ def _targets(samples: Sequence[Sample], memory: Sequence[Memory]) -> str:
     if pss := [m.pss for m in memory if m.server == SERVICE]:
         verdict = "reached" if statistics.median(pss) <= MAX_PSS else "MISSED"
         rows.append(["memory (PSS), MiB", "", f"≤ {MAX_PSS:g}", spread(pss, _mib), verdict])
-    return _table(["figure", "connections", "target", "measured", ""], rows)
+    return table(["figure", "connections", "target", "measured", ""], rows)
 
 
 def _versions(samples: Sequence[Sample], memory: Sequence[Memory]) -> str:
@@ -217,7 +218,7 @@ def _versions(samples: Sequence[Sample], memory: Sequence[Memory]) -> str:
     if measured:
         pss = [{m.round: m.pss for m in memory if m.server == server} for server in both]
         add("PSS MiB", "", _mib, *pss)
-    return _table(["figure", "connections", *both, f"{SERVICE} ÷ {OTHER}"], rows)
+    return table(["figure", "connections", *both, f"{SERVICE} ÷ {OTHER}"], rows)
 
 
 def _memory(memory: Sequence[Memory]) -> str:
@@ -227,4 +228,4 @@ def _memory(memory: Sequence[Memory]) -> str:
         rows.append(
             [server, spread([m.pss for m in own], _mib), spread([m.rss for m in own], _mib)]
         )
-    return _table(["server", "PSS MiB", "RSS MiB"], rows)
+    return table(["server", "PSS MiB", "RSS MiB"], rows)

@@ -1,6 +1,7 @@
 """Loads a URL with `wrk`."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,16 @@ class Load:
         """Share of the requests that had no successful response."""
         requests = self.responses + self.broken
         return (self.error_responses + self.broken) / max(requests, 1)
+
+
+def require() -> None:
+    """See that `wrk` is installed.
+
+    Raises:
+        BenchError: it is not.
+    """
+    if not shutil.which("wrk"):
+        raise BenchError("wrk is not installed: `apt-get install wrk`, or your system's package")
 
 
 def run(url: str, body: Path, content_type: str, connections: int, seconds: int) -> Load:

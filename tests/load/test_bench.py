@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import report, wrk
+from bench import door, report, wrk
 from bench.__main__ import main
 from bench.errors import BenchError
 from bench.measure import Memory, Sample
@@ -180,6 +180,38 @@ class TestWrk:
         program("wrk")
         with pytest.raises(BenchError, match="wrk failed: unable to connect"):
             self.load("http://127.0.0.1:1/", seconds=1)
+
+
+class TestDoor:
+    """Of the front door alone, in front of a stand-in for TorchServe."""
+
+    def test_measures_every_variant_in_every_round(self) -> None:
+        program("wrk")
+        variants = {name: door.VARIANTS[name] for name in (door.AS_IT_IS, "no retry-on")}
+        samples = door.measure(variants, connections=[1, 2], rounds=1, seconds=1)
+        places = [(each.variant, each.connections, each.round) for each in samples]
+        assert places == [(name, open_, 1) for name in variants for open_ in (1, 2)]
+        assert all(1 < each.microseconds < 10_000 for each in samples)
+
+    def test_a_door_that_answers_something_else(self) -> None:
+        with pytest.raises(BenchError, match="closed: expected status 200, got 404"):
+            door.measure({"closed": [("acl is_known .*", "acl is_known always_false")]}, [1], 1, 1)
+
+    def test_a_configuration_that_haproxy_refuses(self) -> None:
+        with pytest.raises(BenchError, match="unknown keyword 'nbthreads'"):
+            door.measure({"odd": [("nbthread", "nbthreads")]}, [1], 1, 1)
+
+    def test_differences_are_of_one_round(self) -> None:
+        """Each round is slower than the one before, for both."""
+        text = door.text(
+            [
+                door.Sample(variant, 32, round_, microseconds + 100 * round_)
+                for variant, microseconds in (("base", 20.0), ("other", 17.0))
+                for round_ in (1, 2, 3)
+            ]
+        )
+        assert "| base | 220.0 (120.0 to 320.0) |  |" in text
+        assert "| other | 217.0 (117.0 to 317.0) | -3.0 (-3.0 to -3.0) |" in text
 
 
 class TestOtherVersion:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from bench.door import VARIANTS, edited
+from bench.errors import BenchError
 from server import door
 from server.door import COPIES, MAX_BODY, SMALL_BODY, DoorError, Route, read_tokens, render, routes
 from server.settings import Address, Settings, load_settings
@@ -162,6 +164,18 @@ def test_the_check_finds_a_configuration_that_haproxy_refuses(
     config = write(settings, tmp_path) + "    no-such-keyword\n"
     with pytest.raises(AssertionError, match="no-such-keyword"):
         check(config, tmp_path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_haproxy_accepts_every_variant_of_the_benchmark(
+    settings: Settings, tmp_path: Path, variant: str
+) -> None:
+    assert check(edited(write(settings, tmp_path), VARIANTS[variant]), tmp_path) == ""
+
+
+def test_an_edit_that_matches_nothing_is_an_error(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="has nothing like 'nbthread 3'"):
+        edited(write(settings, tmp_path), [("nbthread 1", "nbthread 2"), ("nbthread 3", "")])
 
 
 def test_tokens(tmp_path: Path) -> None:
