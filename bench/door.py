@@ -5,8 +5,9 @@
 HAProxy runs with the configuration that server/door.py renders, and beside it once for each variant
 of that, all in front of another HAProxy that answers at once, so that nothing but the door is in
 the figure: the processor time, user and system, that it needs for a request. Processes that use the
-machine meanwhile change that far less than the rate. `wrk` loads one door at a time, in rounds, and
-a difference is one between measurements of the same round.
+machine meanwhile change that far less than the rate. `wrk` loads one door at a time, and before
+each variant the configuration as it is, from which the difference is taken. The first variant is
+the same configuration again: its differences are noise.
 """
 
 import argparse
@@ -34,7 +35,6 @@ from server.settings import load_settings
 
 # A pattern and what replaces it wherever it matches; `^` and `$` are the ends of a line.
 Edit = tuple[str, str]
-AS_IT_IS = "as it is"
 # Of config.properties, with the two workers of mnist.
 _ROUTES = (Route("mnist", "1.0", ("1.0",), 256, 4), Route("xor", "1.0", ("1.0",), 128, 2))
 # Answers as many bytes and headers as TorchServe, once it has the body.
@@ -66,7 +66,7 @@ def _with(section: str, line: str) -> Edit:
 # Each answer closes its connection, as it does while the door drains.
 _CLOSING = (r"(set-header Connection close) if .*", r"\1")
 VARIANTS: Mapping[str, Sequence[Edit]] = {
-    AS_IT_IS: (),
+    "the same again": (),
     "no rules": (
         *_without(
             "http-request (?!use-service)",
@@ -80,12 +80,10 @@ VARIANTS: Mapping[str, Sequence[Edit]] = {
         ("default_backend control", "default_backend model:mnist"),
     ),
     "no ids of requests": _without("X-Request-Id", r"uuid\(\)"),
-    "no path for the log": _without(r"set-var\(txn.path\)"),
-    "no shape of errors for V2": _without(r"set-var\(txn.error\)"),
+    "no path for logs, no errors for V2": _without(r"set-var\(txn.path\)", r"set-var\(txn.error\)"),
     "no rules for answers": _without("http-response return", "set-status 503", "Connection close"),
     "no V1 and V2": _without("is_v1", "is_v2", "X-Protocol"),
-    "no 404": _without("return status 404"),
-    "no 405 and 413": _without("http-request return status 4(?:05|13)"),
+    "no 404, 405 and 413": _without("http-request return status 4(?:04|05|13)"),
     "no wait-for-body": _without("wait-for-body"),
     "no del-header": _without("del-header"),
     "no X-Request-Start": _without("X-Request-Start"),
@@ -94,7 +92,6 @@ VARIANTS: Mapping[str, Sequence[Edit]] = {
     "no abortonclose": _without("abortonclose"),
     "no idle-close-on-response": _without("idle-close-on-response"),
     "http-reuse never": [("http-reuse always", "http-reuse never")],
-    "http-reuse safe": [("http-reuse always", "http-reuse safe")],
     "nbthread 2": [("nbthread 1", "nbthread 2")],
     "tune.bufsize 8192": [_with("global", "tune.bufsize 8192"), ("at-least 16k", "at-least 8k")],
     "tune.bufsize 32768": [_with("global", "tune.bufsize 32768")],
@@ -122,12 +119,17 @@ VARIANTS: Mapping[str, Sequence[Edit]] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement: `microseconds` of processor time that the door needed for a request."""
+    """One measurement of a variant.
+
+    Attributes:
+        base: microseconds of processor time for a request, of the configuration as it is.
+        own: likewise, of the variant, right after that.
+    """
 
     variant: str
     connections: int
-    round: int
-    microseconds: float
+    base: float
+    own: float
 
 
 def edited(config: str, edits: Sequence[Edit]) -> str:
@@ -159,31 +161,35 @@ def measure(
         torchserve = scratch / "torchserve.sock"
         stack.enter_context(_haproxy(_BACKEND.format(torchserve), scratch / "torchserve"))
         wait_until(torchserve.exists)
-        doors = {
-            name: stack.enter_context(_door(name, edits, scratch / f"{number}", torchserve))
-            for number, (name, edits) in enumerate(variants.items())
-        }
-        names = [*variants]
+        base, *doors = [
+            stack.enter_context(_door(name, edits, scratch / f"{number}", torchserve))
+            for number, (name, edits) in enumerate([("as it is", ()), *variants.items()])
+        ]
         for round_ in range(1, rounds + 1):
             print(f"round {round_} of {rounds}", flush=True)
-            first = round_ % len(names)
             for open_ in connections:
-                for name in names[first:] + names[:first]:
-                    process, url = doors[name]
-                    before = _cpu_seconds(process)
-                    load = wrk.run(url, IMAGE, "image/png", open_, seconds)
-                    if load.failed:
-                        raise BenchError(f"{name}, {open_} connections: {load}")
-                    spent = (_cpu_seconds(process) - before) / load.responses
-                    samples.append(Sample(name, open_, round_, 1e6 * spent))
-    return sorted(samples, key=lambda sample: names.index(sample.variant))
+                for name, door in zip(variants, doors, strict=True):
+                    pair = [_microseconds(*each, open_, seconds) for each in (base, door)]
+                    samples.append(Sample(name, open_, *pair))
+    return samples
+
+
+def _microseconds(
+    name: str, process: subprocess.Popen[bytes], url: str, connections: int, seconds: int
+) -> float:
+    """Processor time that a door needs for a request."""
+    before = _cpu_seconds(process)
+    load = wrk.run(url, IMAGE, "image/png", connections, seconds)
+    if load.failed:
+        raise BenchError(f"{name}: requests were not answered with 200: {load}")
+    return 1e6 * (_cpu_seconds(process) - before) / load.responses
 
 
 @contextlib.contextmanager
 def _door(
     name: str, edits: Sequence[Edit], directory: Path, torchserve: Path
-) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A door that answers, and the URL of a model behind it."""
+) -> Iterator[tuple[str, subprocess.Popen[bytes], str]]:
+    """The name of a door that answers, its process, and the URL of a model behind it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = render(
@@ -211,7 +217,7 @@ def _door(
 
             if (first := wait_until(status)) != 200:
                 raise BenchError(f"{name}: expected status 200, got {first}")
-            yield process, url
+            yield name, process, url
 
 
 @contextlib.contextmanager
@@ -244,23 +250,18 @@ def _cpu_seconds(process: subprocess.Popen[bytes]) -> float:
 
 
 def text(samples: Sequence[Sample]) -> str:
-    """A Markdown table: time of each variant, and its difference from the first one's."""
-    names = [*dict.fromkeys(sample.variant for sample in samples)]
+    """A Markdown table: the time of each variant, and how much more it is than as it is."""
     connections = [*dict.fromkeys(sample.connections for sample in samples)]
-    times = {(s.variant, s.connections, s.round): s.microseconds for s in samples}
-    rounds = sorted({sample.round for sample in samples})
-    rows = []
-    for name in names:
-        row = [name]
-        for open_ in connections:
-            own = [times[name, open_, each] for each in rounds]
-            base = [times[names[0], open_, each] for each in rounds]
-            row.append(spread(own, "{:.1f}".format))
-            changes = [mine - other for mine, other in zip(own, base, strict=True)]
-            row.append("" if name == names[0] else spread(changes, "{:+.1f}".format))
-        rows.append(row)
+    as_it_is, *rows = [[name] for name in ("as it is", *dict.fromkeys(s.variant for s in samples))]
+    for open_ in connections:
+        of = [sample for sample in samples if sample.connections == open_]
+        as_it_is += [spread([sample.base for sample in of], "{:.1f}".format), ""]
+        for row in rows:
+            own = [sample for sample in of if sample.variant == row[0]]
+            row.append(spread([sample.own for sample in own], "{:.1f}".format))
+            row.append(spread([sample.own - sample.base for sample in own], "{:+.1f}".format))
     head = [part for n in connections for part in (f"µs a request, {n} connections", "difference")]
-    return table(["configuration", *head], rows)
+    return table(["configuration", *head], [as_it_is, *rows])
 
 
 def main(arguments: list[str] | None = None) -> int:
