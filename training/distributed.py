@@ -63,6 +63,12 @@ class Group:
         """
         return network if self.size == 1 else DistributedDataParallel(network)
 
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of the processes' values, in every process."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+        return value
+
     def broadcast(self, value: Value) -> Value:
         """The first process's value, in every process."""
         if self.size == 1:

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from training.data import Split
 from training.distributed import ALONE, Group
 from training.export import ServedModel
-from training.losses import loss
-from training.recipe import Augment
+from training.losses import loss, uniform_loss
+from training.recipe import Augment, Outliers
+from training.sampling import Sampler
 from training.settings import Settings
 
 # Each takes `lr` and `weight_decay`.
@@ -76,6 +77,8 @@ class Fitting:
             dropout.
         train: training split on the same device.
         augment: applied to each batch, or None.
+        outliers: made of each batch, or None.
+        mild_share: of a batch, what `augment` changes so little that the loss says how hard it is.
         group: the processes that train together.
 
     Attributes:
@@ -90,6 +93,8 @@ class Fitting:
         train: Split,
         *,
         augment: Augment | None,
+        outliers: Outliers | None = None,
+        mild_share: float = 1.0,
         group: Group = ALONE,
     ) -> None:
         self.model, self.settings, self.group = model, settings, group
@@ -97,6 +102,10 @@ class Fitting:
         self._size = min(settings.batch_size or len(train), len(train))
         self.steps = len(train) // self._size
         self._train, self._augment = train, augment
+        self._outliers = outliers if settings.outlier_weight else None
+        self._mild_share = mild_share
+        self._sampler = Sampler(len(train), settings.hard_share, train.x.device, group)
+        self._part = torch.empty(0, dtype=torch.int64)
         self._optimizer = _optimizer(model.network, settings)
         self._schedule = _schedule(self._optimizer, settings, settings.epochs * self.steps)
         self._averaged = _averaged(model.network, settings.average_decay)
@@ -116,25 +125,31 @@ class Fitting:
         return ServedModel(self.model.normalise, self._averaged.module)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This process's part of each batch of the next epoch: augmented instances, and labels."""
+        """This process's part of each batch of the next epoch: augmented instances, and labels.
+
+        There may be more instances than labels: the last ones are outliers.
+        """
         device, rank = self._train.x.device, self.group.rank
         # torch.manual_seed seeds those of all kinds of devices, which is 40 % of an epoch of `xor`.
         _global_generator(device).manual_seed(self._stream(f"dropout {rank}"))
         order = torch.Generator().manual_seed(self._stream("order"))
         augmentation = torch.Generator(device).manual_seed(self._stream(f"augmentation {rank}"))
-        indices = torch.randperm(len(self._train), generator=order).to(device)
-        for batch in indices[: self.steps * self._size].split(self._size):
-            part = self.group.part(batch)
-            x = self._train.x[part]
-            if self._augment:
-                x = self._augment(x, augmentation)
-            yield x, self._train.y[part]
+        for batch in self._sampler.batches(self.steps, self._size, order):
+            self._part = self.group.part(batch)
+            instances, labels = self._train.x[self._part], self._train.y[self._part]
+            x = self._augment(instances, augmentation) if self._augment else instances
+            if self._outliers:
+                x = torch.cat([x, self._outliers(instances, labels, augmentation)])
+            yield x, labels
 
     def step(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Change the weights once; the logits of before, and their loss, both detached."""
         with _precision(self.settings, x.device):
             logits = self._parallel.logits(x)
-        value = loss(self.settings, logits.float(), labels)
+        logits, of_outliers = logits.float().tensor_split([len(labels)])
+        value = loss(self.settings, logits, labels)
+        if len(of_outliers):
+            value = value + self.settings.outlier_weight * uniform_loss(of_outliers)
         self._optimizer.zero_grad()
         value.backward()
         self._optimizer.step()
@@ -142,7 +157,10 @@ class Fitting:
             self._schedule.step()
         if self._averaged:
             self._averaged.update_parameters(self.model.network)
-        return logits.detach(), value.detach()
+        logits = logits.detach()
+        mild = round(len(labels) * self._mild_share)
+        self._sampler.update(self._part[:mild], logits[:mild], labels[:mild])
+        return logits, value.detach()
 
     def finish(self) -> None:
         """Leave the model in evaluation mode, with the averaged weights if there are any."""
@@ -167,6 +185,7 @@ class Fitting:
             "optimizer": self._optimizer,
             "schedule": self._schedule,
             "averaged": self._averaged,
+            "sampler": self._sampler,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

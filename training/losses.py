@@ -39,3 +39,14 @@ def loss(settings: Settings, logits: torch.Tensor, labels: torch.Tensor) -> torc
     targets = functional.one_hot(labels, classes).to(logits.dtype)
     targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / classes
     return _LOSSES[settings.loss](logits, targets)
+
+
+def uniform_loss(logits: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of uniform targets, a scalar (Hendrycks et al. 2019).
+
+    "Deep Anomaly Detection with Outlier Exposure": least where all classes are equally likely.
+
+    Args:
+        logits: float32 [n, classes].
+    """
+    return -functional.log_softmax(logits, dim=1).mean()

@@ -122,7 +122,15 @@ def _fit_until_good(
         model = ServedModel(recipe.normalise, network).to(run.device)
         title = f"{recipe.name} ({run.architecture}, seed {seed})"
         settings = replace(run.settings, seed=seed)
-        fitting = Fitting(model, settings, train, augment=architecture.augment, group=group)
+        fitting = Fitting(
+            model,
+            settings,
+            train,
+            augment=architecture.augment,
+            outliers=architecture.outliers,
+            mild_share=architecture.mild_share,
+            group=group,
+        )
         fit(fitting, watch, description=title)
         shortfall = group.broadcast(_shortfall(architecture, evaluate(model, validation)))
         if shortfall is None:

@@ -116,6 +116,10 @@ class Settings:
             (`adamw`); elsewhere the factor of the weights that is added to the gradient.
         epochs: passes over the training split.
         batch_size: instances a step; 0 is the whole training split.
+        hard_share: of each batch, what is drawn by how wrong the network was about it lately; the
+            rest comes in turn (Loshchilov and Hutter 2015).
+        outlier_weight: of the loss that makes a network unsure of what has no label, where the
+            architecture has examples (Hendrycks et al. 2019); 0 is without.
         average_decay: of the exponential moving average of the weights over the steps, which is
             kept in place of the last weights; 0 keeps the last.
         precision: of the network's forward while it trains; `bfloat16` is mixed precision, for
@@ -141,6 +145,8 @@ class Settings:
     weight_decay: Annotated[float, _number("of 0 or more", lambda number: number >= 0)] = 0.0
     epochs: Annotated[int, _whole(1)] = 10
     batch_size: Annotated[int, _whole(0)] = 128
+    hard_share: Annotated[float, _SHARE] = 0.0
+    outlier_weight: Annotated[float, _number("of 0 or more", lambda number: number >= 0)] = 0.0
     average_decay: Annotated[float, _SHARE] = 0.0
     precision: Annotated[str, _one_of("float32", "bfloat16")] = "float32"
     seed: Annotated[int, _whole(0)] = 0
