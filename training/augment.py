@@ -19,7 +19,7 @@ from torch.nn import functional
 
 SIDE = 28
 # Of a batch, what is changed a little: clean accuracy needs many, the rest learns from fewer.
-LIGHT_SHARE = 0.7
+MILD_SHARE = 0.7
 # How many fields of each kind are made: enough that an image never meets one twice in the same
 # state, and no more than 20 MB.
 _FIELDS = 3000
@@ -46,9 +46,7 @@ class _Draw:
     def of(self, fields: torch.Tensor) -> torch.Tensor:
         """A random one of some fields for each image, with [n, c, 28, 28]."""
         device = self._generator.device
-        index = torch.randint(
-            len(fields), (self.count,), generator=self._generator, device=device
-        )
+        index = torch.randint(len(fields), (self.count,), generator=self._generator, device=device)
         return fields[index]
 
 
@@ -62,9 +60,9 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     Returns:
         float32 [n, 28, 28], 0 to 255.
     """
-    light = round(len(x) * LIGHT_SHARE)
-    images = _warp(x.unsqueeze(1) / 255, light, generator)
-    heavy = images[light:]
+    mild = round(len(x) * MILD_SHARE)
+    images = _warp(x.unsqueeze(1) / 255, mild, generator)
+    heavy = images[mild:]
     for share, change in _CHANGES:
         order = torch.randperm(len(heavy), generator=generator, device=x.device)
         chosen = order[: round(share * len(heavy))]
@@ -73,11 +71,32 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images.clamp_(0, 1).squeeze(1) * 255
 
 
-def _warp(images: torch.Tensor, light: int, generator: torch.Generator) -> torch.Tensor:
+def affine(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random affine map of each image, uint8 [n, 28, 28] to float32 [n, 28, 28].
+
+    Rotation up to 12 degrees, scale 0.9 to 1.1, shear up to 0.15, shift up to 2 pixels.
+    """
+
+    def uniform(limit: float, *shape: int) -> torch.Tensor:
+        values = torch.rand(len(x), *shape, generator=generator, device=x.device)
+        return (values * 2 - 1) * limit
+
+    angle, scale, shear = uniform(math.radians(12)), 1 + uniform(0.1), uniform(0.15)
+    rows = torch.stack(
+        [scale * angle.cos(), shear - scale * angle.sin(), scale * angle.sin(), scale * angle.cos()]
+    )
+    shift = uniform(2 / 14, 2, 1)  # in half widths, as affine_grid counts
+    theta = torch.cat([rows.T.reshape(-1, 2, 2), shift], dim=2)
+    images = x.float().unsqueeze(1)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False).squeeze(1)
+
+
+def _warp(images: torch.Tensor, mild: int, generator: torch.Generator) -> torch.Tensor:
     """An affine and an elastic map (Simard et al. 2003), in one resampling."""
     draw = _Draw(len(images), generator)
     much = torch.zeros(len(images), 1, device=images.device)
-    much[light:] = 1
+    much[mild:] = 1
 
     def up_to(little: float, most: float, columns: int = 1) -> torch.Tensor:
         return draw.uniform(-1, 1, columns) * torch.lerp(
@@ -105,7 +124,7 @@ def _warp(images: torch.Tensor, light: int, generator: torch.Generator) -> torch
     elastic = draw.of(_warps(images.device)) * draw.uniform(0, 1 / 14)
     grid += elastic.permute(0, 2, 3, 1)
     # A tenth of the heavy ones as through ground glass.
-    rough = _Draw(round((len(images) - light) / 10), generator)
+    rough = _Draw(round((len(images) - mild) / 10), generator)
     if rough.count:
         grid[-rough.count :] += rough.normal(SIDE, SIDE, 2) * rough.uniform(0, 1 / 14)
     return functional.grid_sample(images, grid, align_corners=False)
@@ -240,8 +259,7 @@ def _warps(device: torch.device) -> torch.Tensor:
 
 @cache
 def _scribbles(device: torch.device) -> torch.Tensor:
-    """Coverage by one to three straight strokes, whole or dashed, or by a bent one; [n, 1, 28, 28].
-    """
+    """Coverage by a bent stroke, or by up to three straight ones, some dashed; [n, 1, 28, 28]."""
     draw = _Draw(_FIELDS, torch.Generator().manual_seed(2))
     is_bent = draw.uniform(0, 1) < 0.45
     is_dashed = ~is_bent & (draw.uniform(0, 1) < 0.35)

@@ -16,7 +16,7 @@ from training.data import Split
 from training.distributed import ALONE, Group
 from training.export import ServedModel
 from training.losses import loss, uniform_loss
-from training.recipe import Augment, Outliers
+from training.recipe import Augmentation
 from training.sampling import Sampler
 from training.settings import Settings
 
@@ -76,9 +76,7 @@ class Fitting:
         settings: of the training; the seed decides the order of instances, the augmentation and
             dropout.
         train: training split on the same device.
-        augment: applied to each batch, or None.
-        outliers: made of each batch, or None.
-        mild_share: of a batch, what `augment` changes so little that the loss says how hard it is.
+        augmentation: of each batch, or None.
         group: the processes that train together.
 
     Attributes:
@@ -92,18 +90,14 @@ class Fitting:
         settings: Settings,
         train: Split,
         *,
-        augment: Augment | None,
-        outliers: Outliers | None = None,
-        mild_share: float = 1.0,
+        augmentation: Augmentation | None,
         group: Group = ALONE,
     ) -> None:
         self.model, self.settings, self.group = model, settings, group
         self.epoch = 0
         self._size = min(settings.batch_size or len(train), len(train))
         self.steps = len(train) // self._size
-        self._train, self._augment = train, augment
-        self._outliers = outliers if settings.outlier_weight else None
-        self._mild_share = mild_share
+        self._train, self._augmentation = train, augmentation
         self._sampler = Sampler(len(train), settings.hard_share, train.x.device, group)
         self._part = torch.empty(0, dtype=torch.int64)
         self._optimizer = _optimizer(model.network, settings)
@@ -133,14 +127,22 @@ class Fitting:
         # torch.manual_seed seeds those of all kinds of devices, which is 40 % of an epoch of `xor`.
         _global_generator(device).manual_seed(self._stream(f"dropout {rank}"))
         order = torch.Generator().manual_seed(self._stream("order"))
-        augmentation = torch.Generator(device).manual_seed(self._stream(f"augmentation {rank}"))
+        generator = torch.Generator(device).manual_seed(self._stream(f"augmentation {rank}"))
         for batch in self._sampler.batches(self.steps, self._size, order):
             self._part = self.group.part(batch)
             instances, labels = self._train.x[self._part], self._train.y[self._part]
-            x = self._augment(instances, augmentation) if self._augment else instances
-            if self._outliers:
-                x = torch.cat([x, self._outliers(instances, labels, augmentation)])
-            yield x, labels
+            yield self._augmented(instances, labels, generator), labels
+
+    def _augmented(
+        self, instances: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        augmentation = self._augmentation
+        if augmentation is None:
+            return instances
+        x = augmentation.change(instances, generator)
+        if augmentation.outliers and self.settings.outlier_weight:
+            x = torch.cat([x, augmentation.outliers(instances, labels, generator)])
+        return x
 
     def step(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Change the weights once; the logits of before, and their loss, both detached."""
@@ -158,7 +160,7 @@ class Fitting:
         if self._averaged:
             self._averaged.update_parameters(self.model.network)
         logits = logits.detach()
-        mild = round(len(labels) * self._mild_share)
+        mild = round(len(labels) * (self._augmentation.mild_share if self._augmentation else 1))
         self._sampler.update(self._part[:mild], logits[:mild], labels[:mild])
         return logits, value.detach()
 

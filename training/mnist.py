@@ -5,17 +5,15 @@ image), 8 epochs of AdamW under a one-cycle schedule, label smoothing 0.02, and 
 scaling, shear and shift of every training image. README.md has the accuracy measured.
 """
 
-import math
-from itertools import pairwise
 from typing import Final
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from training.augment import MILD_SHARE, affine, augment, non_digits
 from training.layers import fully_connected
 from training.mnist_data import mnist
-from training.recipe import Architecture, Recipe
+from training.recipe import Architecture, Augmentation, Recipe
 from training.settings import OF_NETWORK, Settings
 
 
@@ -26,24 +24,41 @@ class Normalise(nn.Module):
     mean: Final = 33.318
     std: Final = 78.567
 
+    offset: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.tensor(-self.mean / self.std), persistent=False)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """From pixels, float32 [n, 28, 28] of 0 to 255, to [n, 1, 28, 28]."""
-        return ((x - self.mean) / self.std).unsqueeze(1)
+        # In one operation: two take 4 us more, a twentieth of the forward for one image.
+        return torch.add(self.offset, x, alpha=1 / self.std).unsqueeze(1)
 
 
-def cnn(_: Settings) -> nn.Module:
-    """[n, 1, 28, 28] to logits [n, 10]."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise((1, 16, 32, 64)):
+def cnn(settings: Settings) -> nn.Module:
+    """[n, 1, 28, 28] to logits [n, 10].
+
+    Four pixels become four channels, for convolutions of a quarter of the places; strides reduce
+    them, as pooling costs a CPU more than the convolutions.
+    """
+    layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
+    for inputs, outputs, stride, padding in ((4, 32, 2, 1), (32, 64, 1, 0), (64, 64, 2, 1)):
+        # For one image, torch takes a kernel of 3x3 in 18 us, and of 5x5, through oneDNN, in 58.
         layers += [
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.Conv2d(inputs, outputs, 3, stride, padding, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.MaxPool2d(2),
-            nn.ReLU(),  # before the pooling it would do the same on four times as many numbers
+            nn.ReLU(),
         ]
-    network = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(64 * 3 * 3, 10))
-    # With channels first, pooling is most of the forward on a CPU: 205 us an image at batch 32 on
-    # one core, and 58 with channels last.
+    layers += [
+        nn.Flatten(),
+        nn.Linear(64 * 3 * 3, 128, bias=False),
+        nn.BatchNorm1d(128),
+        nn.ReLU(),
+        nn.Dropout(settings.dropout),
+        nn.Linear(128, 10),
+    ]
+    network = nn.Sequential(*layers)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -52,26 +67,16 @@ def mlp(settings: Settings) -> nn.Module:
     return nn.Sequential(nn.Flatten(), fully_connected(784, 10, settings))
 
 
-def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random affine map of each image, uint8 [n, 28, 28] to float32 [n, 28, 28].
-
-    Rotation up to 12 degrees, scale 0.9 to 1.1, shear up to 0.15, shift up to 2 pixels.
-    """
-
-    def uniform(limit: float, *shape: int) -> torch.Tensor:
-        values = torch.rand(len(x), *shape, generator=generator, device=x.device)
-        return (values * 2 - 1) * limit
-
-    angle, scale, shear = uniform(math.radians(12)), 1 + uniform(0.1), uniform(0.15)
-    rows = torch.stack(
-        [scale * angle.cos(), shear - scale * angle.sin(), scale * angle.sin(), scale * angle.cos()]
-    )
-    shift = uniform(2 / 14, 2, 1)  # in half widths, as affine_grid counts
-    theta = torch.cat([rows.T.reshape(-1, 2, 2), shift], dim=2)
-    images = x.float().unsqueeze(1)
-    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, align_corners=False).squeeze(1)
-
+CNN = Settings(
+    learning_rate=4e-3,
+    schedule="one_cycle",
+    weight_decay=2e-2,
+    epochs=70,
+    batch_size=256,
+    average_decay=0.999,
+    hard_share=0.4,
+    outlier_weight=0.1,
+)
 
 RECIPE = Recipe(
     name="mnist",
@@ -82,14 +87,9 @@ RECIPE = Recipe(
         "cnn": Architecture(
             build=cnn,
             min_accuracy=0.99,
-            settings=Settings(
-                label_smoothing=0.02,
-                learning_rate=6e-3,
-                schedule="one_cycle",
-                weight_decay=1e-2,
-                epochs=8,
-            ),
-            augment=augment,
+            settings=CNN,
+            uses=frozenset({"dropout"}),
+            augmentation=Augmentation(augment, MILD_SHARE, non_digits),
         ),
         "mlp": Architecture(
             build=mlp,
@@ -105,7 +105,7 @@ RECIPE = Recipe(
                 batch_size=256,
             ),
             uses=OF_NETWORK,
-            augment=augment,
+            augmentation=Augmentation(affine),
         ),
     },
     data=mnist,

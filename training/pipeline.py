@@ -126,9 +126,7 @@ def _fit_until_good(
             model,
             settings,
             train,
-            augment=architecture.augment,
-            outliers=architecture.outliers,
-            mild_share=architecture.mild_share,
+            augmentation=architecture.augmentation,
             group=group,
         )
         fit(fitting, watch, description=title)

@@ -11,10 +11,22 @@ from torch import nn
 from training.data import Data
 from training.settings import OF_NETWORK, Settings
 
-# From instances as in the data, and a generator on their device, to instances of the same shape.
-Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-# From instances, their labels and a generator to some that have none of the labels.
-Outliers = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What a training batch becomes.
+
+    Attributes:
+        change: from instances as in the data, and a generator, to instances of the same shape. It
+            may change the last of a batch more than the first.
+        mild_share: of a batch, what is changed so little that the loss says how hard it is.
+        outliers: from instances, their labels and a generator to what the network is to be unsure
+            of, or None.
+    """
+
+    change: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+    mild_share: float = 1.0
+    outliers: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +40,7 @@ class Architecture:
         min_confidence: smallest probability of any validation label, likewise.
         settings: the defaults.
         uses: those of `training.settings.OF_NETWORK` that `build` heeds.
-        augment: applied to each training batch, or None. It may change the last of a batch more
-            than the first.
-        mild_share: of a batch, what `augment` changes so little that the loss says how hard it is.
-        outliers: what the network is trained to be unsure of, or None.
+        augmentation: of each training batch, or None.
     """
 
     build: Callable[[Settings], nn.Module]
@@ -39,9 +48,7 @@ class Architecture:
     min_confidence: float = 0.0
     settings: Settings = field(default_factory=Settings)
     uses: frozenset[str] = frozenset()
-    augment: Augment | None = None
-    mild_share: float = 1.0
-    outliers: Outliers | None = None
+    augmentation: Augmentation | None = None
 
     def used(self, settings: Settings) -> dict[str, Any]:
         """The settings that decide the weights, by name: all but those of other networks."""

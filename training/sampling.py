@@ -37,9 +37,7 @@ class Sampler:
         # Equal at first: all are drawn alike until the network was right about them.
         self._losses = torch.full((count,), _MOST, device=device)
 
-    def batches(
-        self, steps: int, size: int, generator: torch.Generator
-    ) -> Iterator[torch.Tensor]:
+    def batches(self, steps: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
         """Indices of each batch of an epoch, int64 [size]; those drawn by loss come first.
 
         All processes get the same.

@@ -22,7 +22,9 @@ def fitted(settings: Settings) -> tuple[ServedModel, float]:
     architecture, device = recipe.architectures["cnn"], torch.device("cuda")
     seed_everything(settings.seed)
     model = ServedModel(recipe.normalise, architecture.build(settings)).to(device)
-    fitting = Fitting(model, settings, data.train.to(device), augment=architecture.augment)
+    fitting = Fitting(
+        model, settings, data.train.to(device), augmentation=architecture.augmentation
+    )
     fit(fitting, Recorder(data.validation), description="digits")
     return model, evaluate(model, data.validation.to(device)).accuracy
 

@@ -8,6 +8,7 @@ from training.data import Split
 from training.distributed import DistributedError, Group
 from training.export import ServedModel
 from training.loop import Fitting, Watch, fit, seed_everything
+from training.recipe import Augmentation
 from training.settings import Settings
 
 SETTINGS = Settings(
@@ -50,7 +51,9 @@ def fitting(settings: Settings = SETTINGS) -> Fitting:
     network = nn.Sequential(
         nn.Linear(2, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 2)
     )
-    return Fitting(ServedModel(nn.Identity(), network), settings, points(), augment=jitter)
+    return Fitting(
+        ServedModel(nn.Identity(), network), settings, points(), augmentation=Augmentation(jitter)
+    )
 
 
 def fitted(watch: Watch, settings: Settings = SETTINGS) -> dict[str, torch.Tensor]:
@@ -136,8 +139,8 @@ class TestGroup:
 
     def test_processes_take_parts_of_the_same_batch_and_augment_differently(self) -> None:
         def first_batch(group: Group, augmented: bool) -> torch.Tensor:
-            augment = jitter if augmented else None
-            training = Fitting(fitting().model, SETTINGS, points(), augment=augment)
+            augmentation = Augmentation(jitter) if augmented else None
+            training = Fitting(fitting().model, SETTINGS, points(), augmentation=augmentation)
             training.group = group
             return next(training.batches())[0]
 

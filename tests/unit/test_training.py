@@ -17,12 +17,13 @@ from tests.unit.blobs import BLOBS, blobs, run, trained
 from tests.unit.conftest import make_card, served_model
 from training import cache, sources
 from training.__main__ import main
+from training.augment import affine
 from training.cache import CacheError, Entry
 from training.data import Data, Split
 from training.evaluation import evaluate
 from training.export import ExportError, ServedModel, to_torchscript
-from training.mnist import augment
 from training.pipeline import GateError, Run
+from training.recipe import Augmentation
 from training.registry import MODELS, load_recipe
 from training.settings import LEARNING_RATES, Settings
 from training.train import train
@@ -72,7 +73,7 @@ class TestPipeline:
         def jitter(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             return x + 0.1 * torch.randn(x.shape, generator=generator)
 
-        line = replace(BLOBS.architectures["line"], augment=jitter)
+        line = replace(BLOBS.architectures["line"], augmentation=Augmentation(jitter))
         entry = trained(replace(BLOBS, architectures={"line": line}), schedule=schedule)
         assert entry.card.metrics["test"]["accuracy"] > 0.8
 
@@ -295,8 +296,8 @@ class TestNetworks:
     def test_augmentation_moves_but_keeps_the_ink(self) -> None:
         image = torch.zeros(50, 28, 28, dtype=torch.uint8)
         image[:, 8:20, 12:16] = 255
-        moved = augment(image, torch.Generator().manual_seed(0))
-        again = augment(image, torch.Generator().manual_seed(0))
+        moved = affine(image, torch.Generator().manual_seed(0))
+        again = affine(image, torch.Generator().manual_seed(0))
         assert moved.equal(again)
         assert moved.shape == image.shape
         assert not moved[0].equal(moved[1])
