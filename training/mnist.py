@@ -36,7 +36,7 @@ class Normalise(nn.Module):
         return torch.add(self.offset, x, alpha=1 / self.std).unsqueeze(1)
 
 
-def cnn(settings: Settings) -> nn.Module:
+def cnn(_: Settings) -> nn.Module:
     """[n, 1, 28, 28] to logits [n, 10].
 
     Four pixels become four channels, for convolutions of a quarter of the places; strides reduce
@@ -55,7 +55,6 @@ def cnn(settings: Settings) -> nn.Module:
         nn.Linear(64 * 3 * 3, 128, bias=False),
         nn.BatchNorm1d(128),
         nn.ReLU(),
-        nn.Dropout(settings.dropout),
         nn.Linear(128, 10),
     ]
     network = nn.Sequential(*layers)
@@ -88,7 +87,6 @@ RECIPE = Recipe(
             build=cnn,
             min_accuracy=0.99,
             settings=CNN,
-            uses=frozenset({"dropout"}),
             augmentation=Augmentation(augment, MILD_SHARE, non_digits),
         ),
         "mlp": Architecture(
