@@ -216,7 +216,7 @@ _CHANGES: tuple[tuple[float, Callable[[torch.Tensor, _Draw], torch.Tensor]], ...
     (0.12, _thin),
     (0.1, _outline),
     (0.2, _blur),
-    (0.25, _scribble),
+    (0.3, _scribble),
     (0.2, _noise),
     (0.1, _specks),
     (0.35, _paper),
@@ -266,11 +266,11 @@ def _scribbles(device: torch.device) -> torch.Tensor:
     width, period = draw.uniform(0.3, 1.2), draw.uniform(2, 6)
     drawn = torch.zeros(_FIELDS, 1, SIDE, SIDE)
     end = draw.uniform(-3, 31, 2, 1, 1)
-    # The first stroke is always there; a bent one has six parts.
-    for likely in (1, 0.6, 0.4, 0, 0, 0):
+    # The first stroke is always there; a bent one has ten parts.
+    for likely in (1, 0.6, 0.4, 0, 0, 0, 0, 0, 0, 0):
         # A bent stroke goes on from where it is; a straight one begins elsewhere.
         begin = torch.where(is_bent, end, draw.uniform(-3, 31, 2, 1, 1))
-        near, far = begin + draw.uniform(-8, 8, 2, 1, 1), draw.uniform(-3, 31, 2, 1, 1)
+        near, far = begin + draw.uniform(-6, 6, 2, 1, 1), draw.uniform(-3, 31, 2, 1, 1)
         end = torch.where(is_bent, near, far)
         distance, along = _to_segment(begin, end)
         is_there = is_bent | (draw.uniform(0, 1) < likely)

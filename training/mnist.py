@@ -1,10 +1,21 @@
 """MNIST digits: a small convolutional network, or a fully connected one.
 
-Recipe of `cnn`: three 3x3 convolutions of 16, 32 and 64 channels (1.9 million multiply-adds an
-image), 8 epochs of AdamW under a one-cycle schedule, label smoothing 0.02, and random rotation,
-scaling, shear and shift of every training image. README.md has the accuracy measured.
+Recipe of `cnn`, for clean accuracy, robustness and honest confidence at half the forward's cost of
+three 3x3 convolutions with pooling:
+
+- Network: 2x2 pixels to channels, three 3x3 convolutions of 32, 64 and 64 channels, two of them
+  with stride 2, and a hidden layer of 128: 132,000 parameters, 0.92 million multiply-adds an image.
+- Batches of 256: the first 40 % are drawn by their running loss, the rest comes in turn
+  (`training.sampling`); the first 70 % are changed a little, the rest much (`training.augment`).
+- Loss: cross-entropy, and with weight 0.1 that of pictures that are no digits to the uniform
+  distribution.
+- AdamW, highest rate 0.004, weight decay 0.02, one cycle over 80 epochs, and the exponential moving
+  average of the weights with decay 0.999.
+
+README.md has the figures measured, and what each part is worth.
 """
 
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -66,11 +77,12 @@ def mlp(settings: Settings) -> nn.Module:
     return nn.Sequential(nn.Flatten(), fully_connected(784, 10, settings))
 
 
-CNN = Settings(
+_AUGMENTATION = Augmentation(augment, MILD_SHARE, non_digits)
+_CNN = Settings(
     learning_rate=4e-3,
     schedule="one_cycle",
     weight_decay=2e-2,
-    epochs=70,
+    epochs=80,
     batch_size=256,
     average_decay=0.999,
     hard_share=0.4,
@@ -86,8 +98,15 @@ RECIPE = Recipe(
         "cnn": Architecture(
             build=cnn,
             min_accuracy=0.99,
-            settings=CNN,
-            augmentation=Augmentation(augment, MILD_SHARE, non_digits),
+            settings=_CNN,
+            augmentation=_AUGMENTATION,
+        ),
+        # The same network in an eighth of the time.
+        "cnn-quick": Architecture(
+            build=cnn,
+            min_accuracy=0.99,
+            settings=replace(_CNN, epochs=10),
+            augmentation=_AUGMENTATION,
         ),
         "mlp": Architecture(
             build=mlp,
