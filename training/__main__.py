@@ -5,6 +5,7 @@ seed is not trained again. `pack` makes an archive of it with the handler code o
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -118,6 +119,20 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from training.compare import candidate
+    from training.data import MNIST_DIR
+    from training.evaluate import figures, text
+
+    model = candidate(options.model)
+    beside = candidate(options.beside) if options.beside else None
+    measured = figures(model, options.data_dir or MNIST_DIR, beside=beside)
+    print(text(measured))
+    if options.json:
+        options.json.write_text(json.dumps(measured, indent=1) + "\n")
+    return 0
+
+
 def _names(model: str) -> list[str]:
     return list(MODELS) if model == "all" else [model]
 
@@ -133,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_pack(commands.add_parser("pack", help="make archives of trained models"))
     _add_list(commands.add_parser("list", help="list archives and trained models"))
     _add_compare(commands.add_parser("compare", help="compare two trained models"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure every figure of a trained model"))
     return parser
 
 
@@ -223,6 +239,19 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs=2, metavar="NAME[@DIGEST]|FILE.mar", help="trained model or archive")
     add("--out", type=Path, metavar="FILE", help="also an HTML page, with every image in question")
+    add("--data-dir", type=Path, metavar="DIR", help="cache of the data (default: .cache/mnist)")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_evaluate)
+    parser.description = (
+        "Measures what the model answers on the test split, on corrupted, photographed and foreign "
+        "digits and on pictures that are no digit, and what it costs. Choose nothing by it."
+    )
+    add = parser.add_argument
+    add("model", metavar="NAME[@DIGEST]|FILE.mar", help="trained model or archive")
+    add("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add("--beside", metavar="NAME[@DIGEST]|FILE.mar", help="time the forward in turns with this")
     add("--data-dir", type=Path, metavar="DIR", help="cache of the data (default: .cache/mnist)")
 
 
