@@ -63,7 +63,7 @@ def record(settings: Settings, data: Data) -> History:
     seed_everything(settings.seed)
     model = ServedModel(recipe.normalise, architecture.build(settings))
     recorder = Recorder(data.validation)
-    fitting = Fitting(model, settings, data.train, augment=None)
+    fitting = Fitting(model, settings, data.train, augmentation=None)
     fit(fitting, recorder, description=f"mlp, {settings.activation}")
     return recorder.history(model="mnist", architecture="mlp", settings=architecture.used(settings))
 
