@@ -121,9 +121,9 @@ def local_ink(gray: Image.Image) -> Image.Image:
     edge = max(1, round(0.03 * digit.component.side))
     nothing = 2 * digit.noise
     share = ((digit.ink - nothing) / (full - nothing).clamp_min(1e-3)).clamp(0, 1)
-    pixels = (share * _extreme(mask, edge) * 255).round().to(torch.uint8)
+    pixels = (share * _extreme(mask, edge) * 255).round()
     height, width = pixels.shape
-    return Image.frombytes("L", (width, height), bytes(pixels.flatten().tolist()))
+    return Image.frombytes("L", (width, height), bytes(_uint8(pixels)))
 
 
 def _levels(
@@ -134,6 +134,13 @@ def _levels(
     part = gray.reduce(factor, box) if factor > 1 else gray.crop(box)
     pixels = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8)
     return pixels.reshape(part.height, part.width).float(), factor
+
+
+def _uint8(x: torch.Tensor) -> bytearray:
+    """The numbers of a tensor as bytes, without NumPy and without making each a Python object."""
+    data = bytearray(x.numel())
+    torch.frombuffer(data, dtype=torch.uint8).copy_(x.flatten())
+    return data
 
 
 def _extreme(x: torch.Tensor, radius: int, largest: bool = True) -> torch.Tensor:
@@ -253,7 +260,7 @@ def _otsu(values: torch.Tensor) -> float:
 def _components(mask: torch.Tensor) -> list[_Component]:
     """Connected components, 8 neighbours a pixel, of bool [height, width]: runs that touch."""
     height, width = mask.shape
-    data = bytes(mask.flatten().tolist())
+    stride = width + 1  # a gap, so that no run goes on in the next row
     parents: list[int] = []
 
     def root(label: int) -> int:
@@ -262,27 +269,22 @@ def _components(mask: torch.Tensor) -> list[_Component]:
             label = parents[label]
         return label
 
-    runs: list[tuple[int, int, int, int]] = []
-    above: list[tuple[int, int, int]] = []
-    for row in range(height):
-        here: list[tuple[int, int, int]] = []
-        first = 0
-        for match in _RUN.finditer(data, row * width, (row + 1) * width):
-            begin, end = match.start() - row * width, match.end() - row * width
-            label = len(parents)
-            parents.append(label)
-            while first < len(above) and above[first][1] < begin:
-                first += 1
-            touching = first
-            while touching < len(above) and above[touching][0] <= end:
-                parents[root(label)] = root(above[touching][2])
-                touching += 1
-            here.append((begin, end, label))
-            runs.append((row, begin, end, label))
-        above = here
+    runs: list[tuple[int, int, int]] = []
+    first = 0  # of the runs that may still touch one to come
+    for label, match in enumerate(_RUN.finditer(_uint8(functional.pad(mask, (0, 1))))):
+        row, begin = divmod(match.start(), stride)
+        end = begin + match.end() - match.start()
+        parents.append(label)
+        while first < label and (runs[first][0], runs[first][2]) < (row - 1, begin):
+            first += 1
+        touching = first
+        while touching < label and runs[touching][0] < row and runs[touching][1] <= end:
+            parents[root(label)] = root(touching)
+            touching += 1
+        runs.append((row, begin, end))
 
     found: dict[int, _Component] = {}
-    for row, begin, end, label in runs:
+    for label, (row, begin, end) in enumerate(runs):
         run = _Component(begin, row, end, row + 1, end - begin, runs=[(row, begin, end)])
         run.at_border = (begin == 0) + (end == width)
         if row in (0, height - 1):
