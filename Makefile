@@ -61,7 +61,7 @@ train: $(SETUP) ## train every model and pack its archive into model_store (ARGS
 	@$(PY) -m training pack $(ARGS)
 
 models: $(SETUP) ## train the models that model_store lacks, and pack what is stale
-	@$(PY) -m training train --missing
+	@$(PY) -m training train --missing --quick
 	@$(PY) -m training pack --stale
 
 serve: models ## bring model_store up to date, then serve until Ctrl-C

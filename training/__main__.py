@@ -76,6 +76,12 @@ def _train(options: argparse.Namespace) -> int:
                 )
                 if entry:
                     print(of_entry(entry))
+                    if run.architecture == run.recipe.quick:
+                        better = next(iter(run.recipe.architectures))
+                        print(
+                            f"  `make train ARGS=--force` trains {better} instead, which takes "
+                            "minutes and is more accurate"
+                        )
     return 0
 
 
@@ -157,6 +163,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", choices=[*MODELS, "all"], default="all", help="default: all")
     add("--missing", action="store_true", help="only models of which --out has no archive")
+    add("--quick", action="store_true", help="the model's quick network, if it has one")
     add("--out", type=Path, default=MODEL_STORE, metavar="DIR", help="default: %(default)s")
     add("--arch", metavar="NAME", help="the network (default: the first in the model's recipe)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")

@@ -101,7 +101,6 @@ RECIPE = Recipe(
             settings=_CNN,
             augmentation=_AUGMENTATION,
         ),
-        # The same network in an eighth of the time.
         "cnn-quick": Architecture(
             build=cnn,
             min_accuracy=0.99,
@@ -125,6 +124,7 @@ RECIPE = Recipe(
             augmentation=Augmentation(affine),
         ),
     },
+    quick="cnn-quick",  # in an eighth of the time
     data=mnist,
     normalise=Normalise(),
     normalisation=f"(x - {Normalise.mean}) / {Normalise.std}",

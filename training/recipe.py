@@ -67,6 +67,7 @@ class Recipe:
         input_bounds: smallest and largest number that a request may have, or None for every finite
             one.
         architectures: by name, the default first.
+        quick: the one that a first start trains, if the default takes too long for that.
         data: loads the data set, given the cache directory.
         normalise: from instances, float32 [n, *input_shape], to the network's input.
         normalisation: description of `normalise`, for the model card.
@@ -80,6 +81,7 @@ class Recipe:
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]
     architectures: Mapping[str, Architecture]
+    quick: str = ""
     data: Callable[[Path], Data]
     input_bounds: tuple[float, float] | None = None
     normalise: nn.Module = field(default_factory=nn.Identity)

@@ -59,7 +59,8 @@ def make_runs(names: Iterable[str], options: argparse.Namespace) -> list[Run]:
     for name in names:
         recipe = load_recipe(name)
         given = file.get(name, {}) | from_options
-        architecture = _architecture(recipe, given.pop(_ARCHITECTURE, None))
+        default = (options.quick and recipe.quick) or next(iter(recipe.architectures))
+        architecture = _architecture(recipe, given.pop(_ARCHITECTURE, None), default)
         runs.append(
             Run(
                 recipe=recipe,
@@ -112,9 +113,9 @@ def _read(file: Path) -> dict[str, dict[str, Given]]:
     return read
 
 
-def _architecture(recipe: Recipe, given: Given | None) -> str:
+def _architecture(recipe: Recipe, given: Given | None, default: str) -> str:
     if given is None:
-        return next(iter(recipe.architectures))
+        return default
     if given.value not in tuple(recipe.architectures):
         known = ", ".join(recipe.architectures)
         raise UsageError(f"{given.source}: model {recipe.name} has {known}, not {given.value!r}")
