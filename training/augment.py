@@ -138,6 +138,27 @@ def _thin(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
     return torch.lerp(images, -functional.max_pool2d(-images, 3, 1, 1), draw.uniform(0, 0.7))
 
 
+def _coarsen(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+    """Thick strokes on 9 to 14 pixels a side, enlarged: as small scans are."""
+    widths = [
+        images,
+        functional.max_pool2d(images, 3, 1, 1),
+        functional.max_pool2d(images, 5, 1, 2),
+    ]
+    width = draw.uniform(0, 2)
+    thick = torch.where(
+        width < 1,
+        torch.lerp(widths[0], widths[1], width),
+        torch.lerp(widths[1], widths[2], width - 1),
+    )
+    parts = []
+    for part, side in zip(thick.tensor_split(6), range(9, 15), strict=True):
+        if len(part):
+            small = functional.adaptive_avg_pool2d(part, side)
+            parts.append(functional.interpolate(small, SIDE, mode="bicubic").clamp(0, 1))
+    return torch.cat(parts)
+
+
 def _outline(images: torch.Tensor, _: _Draw) -> torch.Tensor:
     """The morphological gradient."""
     edges = functional.max_pool2d(images, 3, 1, 1) - images
@@ -214,6 +235,7 @@ def _specks(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
 _CHANGES: tuple[tuple[float, Callable[[torch.Tensor, _Draw], torch.Tensor]], ...] = (
     (0.12, _thicken),
     (0.12, _thin),
+    (0.15, _coarsen),
     (0.1, _outline),
     (0.2, _blur),
     (0.3, _scribble),
@@ -322,22 +344,31 @@ def _doodles(device: torch.device) -> torch.Tensor:
     lattice = draw.uniform(0, 3, 2, 10).floor() * 7 + 7 + draw.uniform(-1, 1, 2, 10)
     free = draw.uniform(4, 24, 2, 6)
     drawn = []
-    for row, (points, strokes) in enumerate(((4, 3), (5, 4), (6, 5))):
+    for row, (points, parts) in enumerate(((4, 3), (5, 4), (6, 5))):
         of_row = slice(row * _FIELDS // 3, (row + 1) * _FIELDS // 3)
         # Interpolated cubically: a smooth curve.
         curves = functional.interpolate(
             free[of_row, :, None, :points], (1, 6 * points), mode="bicubic", align_corners=True
         ).squeeze(2)[::2]
-        glyphs = lattice[of_row, :, : 2 * strokes][1::2]
+        glyphs = lattice[of_row, :, : 2 * parts][1::2]
         drawn += [
-            _strokes(curves[..., :-1], curves[..., 1:], width[of_row][::2]),
-            _strokes(glyphs[..., ::2], glyphs[..., 1::2], width[of_row][1::2]),
+            strokes(curves[..., :-1], curves[..., 1:], width[of_row][::2]),
+            strokes(glyphs[..., ::2], glyphs[..., 1::2], width[of_row][1::2]),
         ]
     return (torch.cat(drawn) * 255).to(torch.uint8).to(device)
 
 
-def _strokes(begin: torch.Tensor, end: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
-    """Coverage by straight strokes between points [n, 2, strokes]; [n, 1, 28, 28]."""
+def strokes(begin: torch.Tensor, end: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+    """Coverage by straight strokes.
+
+    Args:
+        begin: where each begins, in pixels across and down, [n, 2, strokes].
+        end: where each ends, likewise.
+        width: half of that of all strokes, [n, 1, 1, 1].
+
+    Returns:
+        0 to 1, [n, 1, 28, 28].
+    """
     coverage = torch.zeros(len(begin), 1, SIDE, SIDE)
     for a, b in zip(begin.unbind(2), end.unbind(2), strict=True):
         distance, _ = _to_segment(a[..., None, None], b[..., None, None])
