@@ -38,8 +38,10 @@ STRANGERS = 2000
 _BATCHES = (1, 16)
 # From so many instances on, handlers run the module with prepacked weights.
 _PREPACKED_FROM = 4
-_ROUNDS = 150
-_CALLS = 8  # a round, so that the clock's resolution does not count
+_ROUNDS = 300
+# Instances a round: enough for the clock's resolution, and few enough that most rounds end before
+# the scheduler gives the core to another process.
+_INSTANCES = 8
 
 
 @dataclass(frozen=True)
@@ -253,9 +255,10 @@ def _loaded(candidate: Candidate, batch: int) -> torch.jit.ScriptModule:
 
 def _seconds(model: torch.jit.ScriptModule, instances: torch.Tensor) -> float:
     begin = time.perf_counter()
-    for _ in range(_CALLS):
+    calls = max(1, _INSTANCES // len(instances))
+    for _ in range(calls):
         model(instances)
-    return (time.perf_counter() - begin) / _CALLS
+    return (time.perf_counter() - begin) / calls
 
 
 @contextmanager

@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from handler.digits import SIDE, to_mnist
+SIDE = 28
+_MIDDLE = (SIDE - 1) / 2
 
 # Without those that a hand writes as a digit, D, I, J, O and Q, S, Y, Z, B, G, and b, g, i, j, l,
 # o, q, s, y, z.
@@ -183,7 +185,7 @@ def _noise(random: np.random.Generator) -> NDArray[np.uint8]:
     """Noise without any stroke: of pixels or of patches, gray or black and white, or waves."""
     shape = (SIDE, SIDE)
     kind = random.integers(6)
-    values: NDArray[np.float64]
+    values: NDArray[np.floating[Any]]
     if kind == 0:
         values = random.random(shape)
     elif kind == 1:
@@ -205,8 +207,23 @@ def _noise(random: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _mnist_form(canvas: _Canvas) -> NDArray[np.uint8]:
-    image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
-    return np.frombuffer(to_mnist(image), np.uint8).reshape(SIDE, SIDE)
+    """Scaled to fit 20x20 and centred by mass, as LeCun et al. 1998 did with digits.
+
+    Not by the handler's image path, which may take hatching for ruled paper: what pictures are
+    measured on does not change with it.
+    """
+    ink = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+    ink = ink.crop(ink.point([255 * (level > 63) for level in range(256)]).getbbox())
+    scale = 20 / max(ink.size)
+    width, height = (max(1, round(side * scale)) for side in ink.size)
+    small = np.asarray(ink.resize((width, height), Image.Resampling.BILINEAR), float)
+    top, left = (
+        min(max(round(_MIDDLE - centre), 0), SIDE - length)
+        for centre, length in zip(ndimage.center_of_mass(small), small.shape, strict=True)
+    )
+    image = np.zeros((SIDE, SIDE), np.uint8)
+    image[top : top + height, left : left + width] = np.rint(small * (255 / small.max()))
+    return image
 
 
 KINDS: Mapping[str, Callable[[np.random.Generator], NDArray[np.uint8]]] = MappingProxyType(
