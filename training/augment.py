@@ -25,7 +25,7 @@ MILD_SHARE = 0.7
 _FIELDS = 3000
 
 
-class _Draw:
+class Draw:
     """Random numbers for some images, [n, 1, 1, 1] so that they spread over pixels."""
 
     def __init__(self, count: int, generator: torch.Generator) -> None:
@@ -67,7 +67,7 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         order = torch.randperm(len(heavy), generator=generator, device=x.device)
         chosen = order[: round(share * len(heavy))]
         if len(chosen):
-            heavy[chosen] = change(heavy[chosen], _Draw(len(chosen), generator))
+            heavy[chosen] = change(heavy[chosen], Draw(len(chosen), generator))
     return images.clamp_(0, 1).squeeze(1) * 255
 
 
@@ -94,7 +94,7 @@ def affine(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def _warp(images: torch.Tensor, mild: int, generator: torch.Generator) -> torch.Tensor:
     """An affine and an elastic map (Simard et al. 2003), in one resampling."""
-    draw = _Draw(len(images), generator)
+    draw = Draw(len(images), generator)
     much = torch.zeros(len(images), 1, device=images.device)
     much[mild:] = 1
 
@@ -124,22 +124,22 @@ def _warp(images: torch.Tensor, mild: int, generator: torch.Generator) -> torch.
     elastic = draw.of(_warps(images.device)) * draw.uniform(0, 1 / 14)
     grid += elastic.permute(0, 2, 3, 1)
     # A tenth of the heavy ones as through ground glass.
-    rough = _Draw(round((len(images) - mild) / 10), generator)
+    rough = Draw(round((len(images) - mild) / 10), generator)
     if rough.count:
         grid[-rough.count :] += rough.normal(SIDE, SIDE, 2) * rough.uniform(0, 1 / 14)
     return functional.grid_sample(images, grid, align_corners=False)
 
 
-def _thicken(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _thicken(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     return torch.lerp(images, functional.max_pool2d(images, 3, 1, 1), draw.uniform(0, 1))
 
 
-def _thin(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _thin(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     return torch.lerp(images, -functional.max_pool2d(-images, 3, 1, 1), draw.uniform(0, 0.7))
 
 
-def _coarsen(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
-    """Thick strokes on 9 to 14 pixels a side, enlarged: as small scans are."""
+def coarsen(images: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Thicken strokes, and reduce to 9 to 14 pixels a side and back: as small scans are."""
     widths = [
         images,
         functional.max_pool2d(images, 3, 1, 1),
@@ -159,13 +159,13 @@ def _coarsen(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _outline(images: torch.Tensor, _: _Draw) -> torch.Tensor:
+def _outline(images: torch.Tensor, _: Draw) -> torch.Tensor:
     """The morphological gradient."""
     edges = functional.max_pool2d(images, 3, 1, 1) - images
     return edges / edges.amax((1, 2, 3), keepdim=True).clamp(min=0.1)
 
 
-def _blur(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _blur(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     """A Gaussian kernel, longer in one direction than across it."""
     angle = draw.uniform(0, math.pi)
     x, y = _coordinates(images.device, 7)
@@ -179,11 +179,11 @@ def _blur(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
     )
 
 
-def _scribble(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _scribble(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     return torch.maximum(images, draw.of(_scribbles(images.device)) * draw.uniform(0.4, 1))
 
 
-def _paper(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _paper(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Ink and paper of other tones, unevenly lit; one in ten has dark ink on light paper."""
     paper = draw.uniform(0, 0.7) + draw.of(_smooth(images.device)) * draw.uniform(0, 0.1)
     paper = paper.clamp(0, 1)
@@ -192,13 +192,13 @@ def _paper(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
     return torch.where(draw.uniform(0, 1) < 0.1, 1 - written, written)
 
 
-def _blot(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _blot(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Blots of one tone where a smooth field is high."""
     blots = ((draw.of(_smooth(images.device)) - draw.uniform(1, 1.8)) * 4).clamp(0, 1)
     return torch.lerp(images, draw.uniform(-0.3, 1.3).clamp(0, 1), blots)
 
 
-def _invert(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _invert(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Inverted between two parallel lines, or everywhere but there."""
     angle = draw.uniform(0, math.pi)
     x, y = _coordinates(images.device, SIDE)
@@ -207,7 +207,7 @@ def _invert(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
     return torch.where(is_inverted, 1 - images, images)
 
 
-def _cover(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _cover(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     """A rectangle of one tone (DeVries and Taylor 2017, "Cutout")."""
     x, y = _coordinates(images.device, SIDE)
     is_covered = ((x - draw.uniform(-12, 12)).abs() < draw.uniform(1, 5)) & (
@@ -216,7 +216,7 @@ def _cover(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
     return torch.where(is_covered, draw.uniform(-0.5, 1).clamp(min=0), images)
 
 
-def _noise(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _noise(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Gaussian noise, everywhere alike and with the square root of the tone."""
     everywhere = draw.uniform(-0.1, 0.28).clamp(min=0)
     with_tone = draw.uniform(-0.2, 0.4).clamp(min=0)
@@ -224,7 +224,7 @@ def _noise(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
     return (images + draw.normal(1, SIDE, SIDE) * spread).clamp(0, 1)
 
 
-def _specks(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
+def _specks(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     """A share of the pixels black, and as many white."""
     places, share = draw.uniform(0, 1, 1, SIDE, SIDE), draw.uniform(0, 0.125)
     images = torch.where(places < share, torch.zeros_like(images), images)
@@ -232,10 +232,10 @@ def _specks(images: torch.Tensor, draw: _Draw) -> torch.Tensor:
 
 
 # The share of the heavily changed images that each is applied to, in this order.
-_CHANGES: tuple[tuple[float, Callable[[torch.Tensor, _Draw], torch.Tensor]], ...] = (
+_CHANGES: tuple[tuple[float, Callable[[torch.Tensor, Draw], torch.Tensor]], ...] = (
     (0.12, _thicken),
     (0.12, _thin),
-    (0.15, _coarsen),
+    (0.15, coarsen),
     (0.1, _outline),
     (0.2, _blur),
     (0.3, _scribble),
@@ -282,7 +282,7 @@ def _warps(device: torch.device) -> torch.Tensor:
 @cache
 def _scribbles(device: torch.device) -> torch.Tensor:
     """Coverage by a bent stroke, or by up to three straight ones, some dashed; [n, 1, 28, 28]."""
-    draw = _Draw(_FIELDS, torch.Generator().manual_seed(2))
+    draw = Draw(_FIELDS, torch.Generator().manual_seed(2))
     is_bent = draw.uniform(0, 1) < 0.45
     is_dashed = ~is_bent & (draw.uniform(0, 1) < 0.35)
     width, period = draw.uniform(0.3, 1.2), draw.uniform(2, 6)
@@ -326,7 +326,7 @@ def non_digits(x: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
         order = torch.randperm(len(chosen), generator=generator, device=x.device)
         return chosen[order[:count]]
 
-    doodles = _Draw(2 * count, generator).of(_doodles(x.device)).squeeze(1)
+    doodles = Draw(2 * count, generator).of(_doodles(x.device)).squeeze(1)
     pictures = torch.cat([some(_MIRRORED).flip(2), some(_TURNED).rot90(1, (1, 2)), doodles])
     order = torch.randperm(len(pictures), generator=generator, device=x.device)
     return augment(pictures[order], generator)
@@ -339,7 +339,7 @@ def _doodles(device: torch.device) -> torch.Tensor:
     A curve goes through four to six random points. A glyph is three to five straight strokes
     between points of a lattice of 3 by 3, as letters are.
     """
-    draw = _Draw(_FIELDS, torch.Generator().manual_seed(3))
+    draw = Draw(_FIELDS, torch.Generator().manual_seed(3))
     width = draw.uniform(0.4, 1.6)
     lattice = draw.uniform(0, 3, 2, 10).floor() * 7 + 7 + draw.uniform(-1, 1, 2, 10)
     free = draw.uniform(4, 24, 2, 6)

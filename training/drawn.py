@@ -1,13 +1,13 @@
 """Digits drawn from outlines, in ways that MNIST's writers seldom have.
 
-MNIST is from the United States: its 1 has no flag and its 7 no bar. In much of the world they do,
-and an optical digit's 4 or 9 may be built of other strokes.
+MNIST is from the United States: few of its 1s have a flag and few of its 7s a bar. In much of the
+world they do, and a 4 or 9 may be built of other strokes.
 """
 
 import torch
 from torch.nn import functional
 
-from training.augment import SIDE, strokes
+from training.augment import SIDE, Draw, coarsen, strokes
 from training.data import Split
 
 # Of each label: enough that jitter and width make many hands, and a twentieth of MNIST.
@@ -19,6 +19,7 @@ _Points = tuple[tuple[float, float], ...]
 _WAYS: dict[int, tuple[tuple[_Points, ...], ...]] = {
     0: ((((0.5, 0), (0.15, 0.4), (0.15, 0.9), (0.5, 1.3), (0.85, 0.9), (0.85, 0.4), (0.5, 0)),),),
     1: (
+        (((0.1, 0.55), (0.55, 0)), ((0.55, 0), (0.55, 1.3))),
         (((0.25, 0.35), (0.55, 0)), ((0.55, 0), (0.55, 1.3))),
         (((0.25, 0.45), (0.55, 0)), ((0.55, 0), (0.55, 1.3)), ((0.25, 1.3), (0.85, 1.3))),
     ),
@@ -41,6 +42,7 @@ _WAYS: dict[int, tuple[tuple[_Points, ...], ...]] = {
     ),
     4: (
         (((0.55, 0), (0.1, 0.85)), ((0.1, 0.85), (0.95, 0.8)), ((0.7, 0.35), (0.6, 1.3))),
+        (((0.5, 0), (0.1, 0.8)), ((0.1, 0.8), (0.9, 0.75)), ((0.8, 0.5), (0.45, 1.3))),
         (((0.7, 0), (0.1, 0.85)), ((0.1, 0.85), (0.95, 0.85)), ((0.7, 0), (0.7, 1.3))),
         (((0.35, 0), (0.15, 0.7), (0.5, 0.8), (0.95, 0.7)), ((0.75, 0.3), (0.6, 1.3))),
     ),
@@ -111,7 +113,7 @@ def _draw(way: tuple[_Points, ...], count: int, generator: torch.Generator) -> t
     low, high = moved.amin(2, keepdim=True), moved.amax(2, keepdim=True)
     scale = uniform(15, 19, 1, 1) / (high - low).amax(1, keepdim=True)
     moved = (moved - (low + high) / 2) * scale + (SIDE - 1) / 2
-    width = uniform(0.5, 2, 1, 1, 1)
+    width = uniform(0.5, 2.5, 1, 1, 1)
     drawn = torch.zeros(count, 1, SIDE, SIDE)
     for points in way:
         stroke = moved[:, :, [places.index(point) for point in points]]
@@ -120,4 +122,7 @@ def _draw(way: tuple[_Points, ...], count: int, generator: torch.Generator) -> t
                 stroke.unsqueeze(2), (1, 5 * len(points)), mode="bicubic", align_corners=True
             ).squeeze(2)
         drawn = torch.maximum(drawn, strokes(stroke[..., :-1], stroke[..., 1:], width))
+    # Half of them are as thick and coarse as small scans.
+    half = count // 2
+    drawn[:half] = coarsen(drawn[:half], Draw(half, generator))
     return (drawn.squeeze(1) * 255).to(torch.uint8)
