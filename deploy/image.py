@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("docker", "podman")
 TARGETS = {
     "serving": "model-server",
-    "edge": "model-server-edge",
     "loadtest": "model-server-loadtest",
 }
 TORCH_INDEX = "https://download.pytorch.org/whl"

@@ -43,16 +43,22 @@ def render(directory: Path) -> str:
     return done.stdout
 
 
-def render_with(components: Sequence[str]) -> str:
+def render_with(components: Sequence[str], more: Sequence[str] = ()) -> str:
     """Render the base with some components to YAML.
+
+    Args:
+        components: in this order.
+        more: further lines of the kustomization.
 
     Raises:
         ManifestError: it does not build, or there is no kubectl.
     """
     with tempfile.TemporaryDirectory(dir=KUBERNETES, prefix=".render-") as directory:
         lines = ["apiVersion: kustomize.config.k8s.io/v1beta1", "kind: Kustomization"]
-        lines += ["resources:", "  - ../base", "components:"]
-        lines += [f"  - ../components/{name}" for name in components]
+        lines += ["resources:", "  - ../base"]
+        # A canary has a Deployment and a Service of its own.
+        lines += ["  - ../canary"] if any("canary" in name for name in components) else []
+        lines += ["components:", *(f"  - ../components/{name}" for name in components), *more]
         (Path(directory) / "kustomization.yaml").write_text("\n".join(lines))
         return render(Path(directory))
 

@@ -17,7 +17,7 @@ from tests.deploy.cluster import Cluster
 from tests.deploy.containers import Pod, image_of
 from tests.deploy.engine import BASE, engine, inspect, pip_options, podman
 from tests.deploy.programs import program
-from tests.deploy.traffic import TOKEN, Service, label
+from tests.deploy.traffic import Service, label
 from tests.serving import ROOT
 from training.registry import MODELS
 
@@ -78,19 +78,15 @@ def images(options: list[str], context: Path, figures: dict[str, Any]) -> dict[s
 
 
 @pytest.fixture(scope="package")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """The base with component `gateway`."""
-    tokens = tmp_path_factory.mktemp("secrets") / "edge-tokens"
-    tokens.mkdir()
-    (tokens / "tokens.map").write_text(f'"Bearer {TOKEN}" team-a;\n')
-    directory = tmp_path_factory.mktemp("gateway")
-    return Cluster("component gateway", directory, {"edge-tokens": tokens})
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """The base."""
+    return Cluster("base", tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="package")
-def server(images: dict[str, str], gateway: Cluster) -> Iterator[Pod]:
+def server(images: dict[str, str], cluster: Cluster) -> Iterator[Pod]:
     assert images
-    with gateway.pod("model-server") as pod:
+    with cluster.pod("model-server") as pod:
         yield pod.wait_until_ready()
 
 
@@ -104,15 +100,9 @@ def digits(server: Pod) -> list[Digit]:
 
 
 @pytest.fixture(scope="package")
-def service(gateway: Cluster, server: Pod) -> Iterator[Service]:
-    ports = gateway.resources.named("Service", "model-server")["spec"]["ports"]
+def service(cluster: Cluster, server: Pod) -> Iterator[Service]:
+    ports = cluster.resources.named("Service", "model-server")["spec"]["ports"]
     (port,) = [port["port"] for port in ports if port["targetPort"] == "http"]
     with Service(server.gateway, port) as running:
         running.endpoints = [server.ip]
         yield running
-
-
-@pytest.fixture(scope="package")
-def edge(gateway: Cluster, service: Service) -> Iterator[Pod]:
-    with gateway.pod("edge", hosts={"model-server": service.host}) as pod:
-        yield pod.wait_until_ready()

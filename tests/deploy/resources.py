@@ -13,8 +13,15 @@ from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, render, render_wi
 Document = dict[str, Any]
 MONITORING = KUBERNETES.parent / "monitoring"
 _RULES = sorted((MONITORING / "prometheus").glob("*-rules.yaml"))
-# All at once, in the order that the components' READMEs require.
-EVERYTHING = ("gateway", "canary", "gpu", "model-volume", "monitoring", "autoscale-utilisation")
+# All that go together.
+EVERYTHING = (
+    "httproute-canary",
+    "ingress",
+    "gpu",
+    "model-volume",
+    "monitoring",
+    "autoscale-utilisation",
+)
 RENDERINGS = (
     "base",
     *(f"overlay {name}" for name in OVERLAYS),

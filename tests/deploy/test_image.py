@@ -93,8 +93,8 @@ class TestPod:
             done = server.execute("touch", f"{place}/written", check=False)
             assert "Read-only file system" in done.stdout, place
 
-    def test_memory_is_limited(self, gateway: Cluster, server: Pod) -> None:
-        (container,) = dict(gateway.resources.pods())["model-server"]["spec"]["containers"]
+    def test_memory_is_limited(self, cluster: Cluster, server: Pod) -> None:
+        (container,) = dict(cluster.resources.pods())["model-server"]["spec"]["containers"]
         limit = container["resources"]["limits"]["memory"]
         assert limit.endswith("Mi")
         assert inspect("container", server.id)["HostConfig"]["Memory"] == int(limit[:-2]) << 20

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, main, render
-from server.settings import load_settings
+from server.settings import Settings, load_settings
 from tests.deploy.programs import program
 from tests.deploy.resources import (
     RENDERINGS,
@@ -26,13 +26,14 @@ from tests.serving import ROOT
 
 VERSIONS = ("1.31", "1.34", "1.37")
 CUSTOM = ("PrometheusRule", "ScaledObject", "ServiceMonitor")
+# Nobody publishes their schemas as a Python package: tests/cluster applies them.
+ROUTES = ("Gateway", "HTTPRoute")
 # Secrets that the guide has an operator create by hand.
-SECRETS = {"edge-tokens", "model-server-tls"}
+SECRETS = {"model-server-tokens", "model-server-tls"}
 # Peers outside the rendering; the components' READMEs say what they are.
 OUTSIDE = (
     {"kubernetes.io/metadata.name": "kube-system"},
     {"kubernetes.io/metadata.name": "monitoring"},
-    {"model-serving/ingress": "true"},
 )
 
 
@@ -40,6 +41,27 @@ OUTSIDE = (
 def resources(request: pytest.FixtureRequest) -> Resources:
     program("kubectl")
     return Resources.of(request.param)
+
+
+def servers(resources: Resources) -> list[Document]:
+    """The containers of model servers, the canary's included."""
+    return [
+        container
+        for _, pod in resources.pods()
+        for container in pod["spec"]["containers"]
+        if container["name"] == "model-server"
+    ]
+
+
+def environ(container: Document) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+def settings_of(container: Document) -> Settings:
+    """The settings of a server in this container, without files that only a cluster has."""
+    environment = environ(container)
+    environment.pop("TOKEN_FILE", None)
+    return load_settings(ROOT / "config.properties", environment)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +91,9 @@ def core(files: list[Path], directory: Path) -> list[str]:
     """Copies of the files without custom resources."""
     kept = []
     for file in files:
-        documents = [d for d in yaml.safe_load_all(file.read_text()) if d["kind"] not in CUSTOM]
+        documents = [
+            d for d in yaml.safe_load_all(file.read_text()) if d["kind"] not in CUSTOM + ROUTES
+        ]
         kept.append(directory / file.name)
         kept[-1].write_text(yaml.safe_dump_all(documents))
     return [str(path) for path in kept]
@@ -267,12 +291,6 @@ def test_each_target_has_one_scaler(resources: Resources) -> None:
         assert "replicas" not in resources.named(kind, name)["spec"]
 
 
-def seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+)s", text)
-    assert match, text
-    return float(match[1])
-
-
 def test_termination_grace_period_covers_the_drain(resources: Resources) -> None:
     for name, pod in resources.pods():
         grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
@@ -280,14 +298,8 @@ def test_termination_grace_period_covers_the_drain(resources: Resources) -> None
             hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {})
             before = float(hook["command"][1]) if hook else 0.0
             if container["name"] == "model-server":
-                environ = {entry["name"]: entry["value"] for entry in container["env"]}
-                settings = load_settings(ROOT / "config.properties", environ)
+                settings = settings_of(container)
                 assert grace > before + settings.drain_grace + settings.drain_timeout, name
-            if container["name"] == "edge":
-                text = (KUBERNETES / "components" / "gateway" / "nginx.conf").read_text()
-                match = re.search(r"proxy_read_timeout (\S+);", text)
-                assert match
-                assert grace > before + seconds(match[1])
 
 
 def test_selectors_match(resources: Resources) -> None:
@@ -325,6 +337,32 @@ def test_ingresses_target_ports_of_services(resources: Resources) -> None:
             backend = path["backend"]["service"]
             service = resources.named("Service", backend["name"])
             assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_routes_lead_to_services_by_tls_alone(resources: Resources) -> None:
+    for gateway in resources.kind("Gateway"):
+        for listener in gateway["spec"]["listeners"]:
+            assert listener["protocol"] == "HTTPS"
+            assert {ref["name"] for ref in listener["tls"]["certificateRefs"]} <= SECRETS
+    for route in resources.kind("HTTPRoute"):
+        (parent,) = route["spec"]["parentRefs"]
+        listeners = resources.named("Gateway", parent["name"])["spec"]["listeners"]
+        (listener,) = [each for each in listeners if each["name"] == parent["sectionName"]]
+        assert route["spec"]["hostnames"] == [listener["hostname"]]
+        for backend in (each for rule in route["spec"]["rules"] for each in rule["backendRefs"]):
+            service = resources.named("Service", backend["name"])
+            assert backend["port"] in {port["port"] for port in service["spec"]["ports"]}
+    for ingress in resources.kind("Ingress"):
+        annotations = ingress["metadata"]["annotations"]
+        assert annotations["traefik.ingress.kubernetes.io/router.entrypoints"] == "websecure"
+        assert annotations["nginx.ingress.kubernetes.io/force-ssl-redirect"] == "true"
+
+
+def test_what_is_exposed_asks_for_tokens_and_limits_rates(resources: Resources) -> None:
+    if resources.kind("Gateway", "Ingress"):
+        for environment in map(environ, servers(resources)):
+            assert environment["TOKEN_FILE"] == "/etc/model-server-tokens/tokens"
+            assert int(environment["RATE_LIMIT"]) > 0
 
 
 def test_network_policies_name_existing_ports(resources: Resources) -> None:
@@ -415,30 +453,12 @@ def test_every_model_server_requests_a_gpu() -> None:
     assert "nvidia.com/gpu" not in manifest("overlay cpu")
 
 
-def test_canary_gets_a_tenth_of_the_edge_traffic() -> None:
+def test_canary_gets_a_tenth_of_the_requests() -> None:
     program("kubectl")
-    maps = {
-        document["metadata"]["name"].rpartition("-")[0]: document["data"]
-        for document in Resources.of("everything").kind("ConfigMap")
-        if document["metadata"]["name"].startswith("edge-upstream-")
-    }
-    servers = re.findall(r"server (\S+):8080 weight=(\d+)", maps["edge-upstream"]["upstream.conf"])
-    assert servers == [("model-server", "9"), ("model-server-canary", "1")]
-
-
-def test_changed_weights_roll_the_edge() -> None:
-    program("kubectl")
-    names = [
-        {
-            volume["configMap"]["name"]
-            for volume in Resources.of(rendering).named("Deployment", "edge")["spec"]["template"][
-                "spec"
-            ]["volumes"]
-            if "configMap" in volume
-        }
-        for rendering in ("component gateway", "everything")
-    ]
-    assert len(names[0] - names[1]) == 1
+    route = Resources.of("everything").named("HTTPRoute", "model-server")
+    (rule,) = route["spec"]["rules"]
+    shares = {backend["name"]: backend["weight"] for backend in rule["backendRefs"]}
+    assert shares == {"model-server": 9, "model-server-canary": 1}
 
 
 def test_overlay_in_the_guide_builds(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -454,7 +474,7 @@ def test_overlay_in_the_guide_builds(tmp_path_factory: pytest.TempPathFactory) -
     images = {c["image"] for _, pod in resources.pods() for c in containers(pod)}
     assert images == {
         "registry.your-company.example/model-server:0.1.0-cu130",
-        "registry.your-company.example/model-server-edge:0.1.0",
     }
-    (ingress,) = resources.kind("Ingress")
-    assert ingress["spec"]["rules"][0]["host"] == "digits.your-company.example"
+    route = resources.named("HTTPRoute", "model-server")
+    assert route["spec"]["hostnames"] == ["digits.your-company.example"]
+    test_routes_lead_to_services_by_tls_alone(resources)

@@ -23,7 +23,6 @@ from tests.deploy.containers import Pod
 
 PNG = {"Content-Type": "image/png"}
 TOKEN = "of-the-tests"
-AUTHORISED = PNG | {"Authorization": f"Bearer {TOKEN}"}
 CONNECTIONS = 64
 
 
@@ -83,7 +82,7 @@ class Service:
         self._count(endpoint, 1)
         with (
             contextlib.suppress(OSError),
-            # A pod that is gone does not refuse; the edge's timeout is as long.
+            # A pod that is gone does not refuse.
             socket.create_connection((endpoint, self.port), timeout=2) as pod,
         ):
             pod.settimeout(None)
