@@ -15,6 +15,7 @@ ENGINES = ("docker", "podman")
 TARGETS = {
     "serving": "model-server",
     "loadtest": "model-server-loadtest",
+    "training": "model-server-training",
 }
 TORCH_INDEX = "https://download.pytorch.org/whl"
 # Those with hashes in requirements/torch.txt.
@@ -85,7 +86,8 @@ class Build:
         podman = Path(self.engine).name == "podman"
         command = [self.engine, "build", *(["--format", "docker"] if podman else [])]
         command += ["--tag", self.tag]
-        stage = ["--file", "deploy/docker/Dockerfile", "--target", self.target]
+        target = "cuda" if serving and self.torch != "cpu" else self.target
+        stage = ["--file", "deploy/docker/Dockerfile", "--target", target]
         stage += ["--build-arg", f"TORCH_INDEX={TORCH_INDEX}/{self.torch}"]
         stage += ["--build-arg", f"MODELS={self.models}"]
         _run([*command, *stage, *self.options, "."], directory=self.context)

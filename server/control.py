@@ -168,7 +168,7 @@ def _with_headers(app: ASGIApp) -> ASGIApp:
 
 
 def _may_reload(request: Request, token_file: Path | None) -> bool:
-    if request.client and ipaddress.ip_address(request.client.host).is_loopback:
+    if request.client and _is_loopback(request.client.host):
         return True
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if token_file is None or scheme.lower() != "bearer":
@@ -176,6 +176,13 @@ def _may_reload(request: Request, token_file: Path | None) -> bool:
     with contextlib.suppress(DoorError):
         return hashlib.sha256(token.strip().encode()).hexdigest() in read_tokens(token_file)
     return False
+
+
+def _is_loopback(host: str) -> bool:
+    address = ipaddress.ip_address(host)
+    # Of an IPv4 client a listener of both families has the address mapped, ::ffff:127.0.0.1.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 class _ImpatientProtocol(H11Protocol):

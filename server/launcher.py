@@ -19,9 +19,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+logger = logging.getLogger(__name__)
+
 RUN_DIRECTORY = "SERVER_RUN_DIRECTORY"
+# Set where a worker without a GPU has to say why.
+REQUIRE_GPU = "SERVER_REQUIRE_GPU"
 STARTED = "started"
 FAILED = "failed"
+NO_GPU = "no-gpu"
 # For a failure of this launcher itself, whatever the worker's model.
 LAUNCHER_FAILURE = "launcher.json"
 
@@ -29,6 +34,11 @@ LAUNCHER_FAILURE = "launcher.json"
 def failure_file(run_directory: Path, name: str, version: str) -> Path:
     """The file with the reason why a model failed to load."""
     return run_directory / FAILED / f"{quote(name, safe='')}@{quote(version, safe='')}.json"
+
+
+def no_gpu_file(run_directory: Path, name: str, version: str) -> Path:
+    """The file with the reason why a model computes on the CPU."""
+    return run_directory / NO_GPU / f"{quote(name, safe='')}@{quote(version, safe='')}"
 
 
 def instrument(run_directory: Path) -> None:
@@ -56,6 +66,14 @@ def instrument(run_directory: Path) -> None:
             _report(error, failure)
             raise
         failure.unlink(missing_ok=True)
+        if os.environ.get(REQUIRE_GPU):
+            gpu_id = service.context.system_properties.get("gpu_id")
+            file = no_gpu_file(run_directory, model_name, _version(Path(model_dir)))
+            if reason := reason_without_gpu(gpu_id):
+                logger.error("model %s computes on the CPU: %s", model_name, reason)
+                file.write_text(reason)
+            else:
+                file.unlink(missing_ok=True)
         # TorchServe's worker logs a line a batch, which its frontend reads and writes again.
         logging.disable(logging.INFO)
         return service
@@ -75,6 +93,17 @@ def instrument(run_directory: Path) -> None:
 
     TsModelLoader.load = reporting_load
     otf_message_handler._retrieve_buffer = retrieve_first  # noqa: SLF001
+
+
+def reason_without_gpu(gpu_id: int | None) -> str | None:
+    """Why a worker cannot use the GPU that TorchServe gave it, or None if it can."""
+    import torch
+
+    try:
+        torch.zeros(1, device=f"cuda:{gpu_id or 0}")
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        return str(error).strip().splitlines()[0]
+    return "TorchServe found none (nvidia-smi)" if gpu_id is None else None
 
 
 def _report(error: BaseException, file: Path) -> None:

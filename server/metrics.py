@@ -93,12 +93,18 @@ class ServerMetrics(Collector):
                 "Requests in TorchServe that wait for a worker.",
                 labels=_MODEL,
             ),
+            "no_gpu": GaugeMetricFamily(
+                "serving_gpu_missing",
+                "Whether the model computes on the CPU where a GPU is required.",
+                labels=_MODEL,
+            ),
         }
         for model in snapshot.models:
             labels = (model.archive.name, model.archive.version)
             gauges["ready"].add_metric(labels, snapshot.reason(model) is None)
             gauges["workers"].add_metric(labels, model.workers)
             gauges["queued"].add_metric(labels, model.queued)
+            gauges["no_gpu"].add_metric(labels, model.lacks_gpu)
         yield from gauges.values()
         yield GaugeMetricFamily(
             "serving_snapshot_age_seconds",

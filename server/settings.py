@@ -29,6 +29,7 @@ _OWN_DEFAULTS = {
     "token_file": "",
     "rate_limit": "0",
     "cors_origins": "",
+    "require_gpu": "false",
 }
 _TORCHSERVE_DEFAULTS = {
     "model_store": "model_store",
@@ -51,7 +52,7 @@ class Address:
     """An address to listen on.
 
     Attributes:
-        host: name or IPv4 address.
+        host: name, IPv4 address, or IPv6 address without brackets; `::` is every address of both.
         port: 1 to 65535.
         variable: the environment variable that moves it.
     """
@@ -63,8 +64,8 @@ class Address:
     @property
     def url(self) -> str:
         """The URL that reaches it from this machine."""
-        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104 (compared)
-        return f"http://{host}:{self.port}"
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 (compared)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class Settings:
         token_file: file with the SHA-256 digests of bearer tokens, or None to admit everybody.
         rate_limit: requests a second that each token or address may send, or 0 for no limit.
         cors_origins: origins whose pages may call the service; `*` is every origin.
+        require_gpu: whether a model that computes on the CPU is not ready.
         vmargs: options of the JVM.
     """
 
@@ -109,6 +111,7 @@ class Settings:
     token_file: Path | None
     rate_limit: int
     cors_origins: tuple[str, ...]
+    require_gpu: bool
     vmargs: tuple[str, ...]
 
     @property
@@ -153,6 +156,7 @@ def load_settings(
         token_file=reader.file("token_file"),
         rate_limit=reader.count("rate_limit"),
         cors_origins=reader.origins("cors_origins"),
+        require_gpu=reader.boolean("require_gpu"),
         vmargs=tuple(reader.value("vmargs").split()),
     )
 
@@ -234,10 +238,11 @@ class _Reader:
         return origins
 
     def http(self, key: str) -> Address:
-        match = re.fullmatch(r"http://([^:/\s]+):(\d{1,5})/?", self.value(key))
-        if not match or not 0 < int(match[2]) < 65536:
+        pattern = r"http://(?:([^:/\s\[\]]+)|\[([0-9A-Fa-f:.]+)\]):(\d{1,5})/?"
+        match = re.fullmatch(pattern, self.value(key))
+        if not match or not 0 < int(match[3]) < 65536:
             raise self._unusable(key, "http://HOST:PORT", " (TLS_CERTIFICATE turns TLS on)")
-        return Address(match[1], int(match[2]), self.variable(key))
+        return Address(match[1] or match[2], int(match[3]), self.variable(key))
 
     def grpc(self, key: str) -> Address | None:
         return self.http(key) if self.value(key) else None

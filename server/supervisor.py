@@ -693,7 +693,7 @@ class Supervisor:
         ]
 
     def readiness(self) -> tuple[int, dict[str, Any]]:
-        """200 when every model has its workers and has answered; else 503, which model, and why."""
+        """200 when every model can answer; else 503, which model, and why."""
         seen = self.models()
         models: dict[str, dict[str, Any]] = {}
         for model in seen:
@@ -738,10 +738,16 @@ def bind(address: Address) -> socket.socket:
     Raises:
         ServerError: the address is in use or is not this machine's.
     """
-    listener = socket.socket()
+    host = address.host
+    if host == "::" and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"  # noqa: S104 (a kernel without IPv6; the same as far as there is)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((address.host, address.port))
+        if host == "::":
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((host, address.port))
         # HAProxy leaves the backlog of a socket that listens already as it is.
         listener.listen(_BACKLOG)
     except OSError as error:

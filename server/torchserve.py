@@ -112,7 +112,7 @@ class TorchServe:
         the thread that started it is gone.
         """
         self.directory.mkdir()
-        for name in (launcher.STARTED, launcher.FAILED):
+        for name in (launcher.STARTED, launcher.FAILED, launcher.NO_GPU):
             (self.directory / name).mkdir()
         self._process = subprocess.Popen(
             [str(self._java), *self._options(), *self._arguments()],
@@ -180,6 +180,8 @@ class TorchServe:
         """This process's, without TorchServe's variables: those are in its configuration file."""
         environment = {key: value for key, value in os.environ.items() if key[:3] != "TS_"}
         environment[launcher.RUN_DIRECTORY] = str(self.directory)
+        if self._settings.require_gpu:
+            environment[launcher.REQUIRE_GPU] = "1"
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics_directory)
         # The launcher's interpreter, found by its first line.
         environment["PATH"] = os.pathsep.join(
@@ -277,6 +279,13 @@ class TorchServe:
             with contextlib.suppress(FileNotFoundError):
                 error: str = json.loads(file.read_text())["error"]
                 return error
+        return None
+
+    def lacks_gpu(self, archive: Archive) -> str | None:
+        """Why the model computes on the CPU where a GPU is required, else None."""
+        file = launcher.no_gpu_file(self.directory, archive.name, archive.version)
+        with contextlib.suppress(FileNotFoundError):
+            return file.read_text()
         return None
 
     def predict(self, archive: Archive, body: bytes, timeout: float) -> Response:

@@ -37,6 +37,7 @@ class ModelState:
         workers: workers that have loaded it.
         minimum: workers that it should have.
         queued: requests that wait in TorchServe for a worker.
+        lacks_gpu: whether it computes on the CPU where a GPU is required.
     """
 
     archive: Archive
@@ -45,6 +46,7 @@ class ModelState:
     workers: int = 0
     minimum: int = 0
     queued: int = 0
+    lacks_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,11 @@ class Watcher:
         self._torchserve = torchserve
         waiting = tuple(ModelState(archive, NO_ANSWER) for archive in torchserve.archives)
         self.snapshot = Snapshot(waiting, answered=time.monotonic())
-        self._warm: dict[str, frozenset[int]] = {}
-        self._warming: dict[str, tuple[frozenset[int], Future[str | None]]] = {}
+        # Models that can answer, by their keys: they have had all their workers and answered their
+        # example. From then on one worker is enough, and none is sent the example again: clients'
+        # requests would be before it, and a worker verifies and runs its model when it loads it.
+        self._warm: set[str] = set()
+        self._warming: dict[str, Future[str | None]] = {}
         # A warm-up may take seconds, in which the other models are to be watched.
         self._pool = ThreadPoolExecutor(len(torchserve.archives), thread_name_prefix="warm-up")
         self._stop = threading.Event()
@@ -176,36 +181,47 @@ class Watcher:
 
     def _state(self, archive: Archive, status: ModelStatus | None, answered: bool) -> ModelState:
         failure = self._torchserve.load_failure(archive)
+        no_gpu = self._torchserve.lacks_gpu(archive)
+        least = 1 if status is None or archive.key in self._warm else max(status.minimum, 1)
         if failure:
             reason: str | None = f"its worker failed to load it: {failure}"
         elif not answered:
             reason = NO_ANSWER
         elif status is None:
             reason = "TorchServe refused the archive; its reason is in the log"
-        elif len(status.ready) < max(status.minimum, 1):
+        elif len(status.ready) < least:
             reason = f"{len(status.ready)} of {status.minimum} workers ready"
+        elif no_gpu:
+            reason = f"a GPU is required (REQUIRE_GPU), and it computes on the CPU: {no_gpu}"
         else:
-            reason = self._warm_up(archive, status.ready)
+            reason = self._warm_up(archive)
         if status is None:
             return ModelState(archive, reason, failure)
         return ModelState(
-            archive, reason, failure, len(status.ready), status.minimum, status.pending
+            archive,
+            reason,
+            failure,
+            len(status.ready),
+            status.minimum,
+            status.pending,
+            no_gpu is not None,
         )
 
-    def _warm_up(self, archive: Archive, workers: frozenset[int]) -> str | None:
-        """Send new workers the example of the model's card; return why they do not answer yet."""
-        if archive.card is None or workers <= self._warm.get(archive.key, frozenset()):
+    def _warm_up(self, archive: Archive) -> str | None:
+        """Send the example of the model's card until it was answered; return why it was not yet."""
+        if archive.key in self._warm:
             return None
-        warmed, future = self._warming.get(archive.key, (None, None))
-        if warmed != workers or future is None:
-            future = self._pool.submit(self._warm_up_reason, archive)
-            self._warming[archive.key] = (workers, future)
+        if archive.card is None:
+            self._warm.add(archive.key)
+            return None
+        if archive.key not in self._warming:
+            self._warming[archive.key] = self._pool.submit(self._warm_up_reason, archive)
         # Most take a few milliseconds, and are over within this poll.
         with contextlib.suppress(TimeoutError):
-            reason = future.result(_INTERVAL_SECONDS)
+            reason = self._warming[archive.key].result(_INTERVAL_SECONDS)
             del self._warming[archive.key]  # repeated at the next poll if it failed
             if reason is None:
-                self._warm[archive.key] = workers
+                self._warm.add(archive.key)
             return reason
         return "warming up"
 

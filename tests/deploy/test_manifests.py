@@ -4,16 +4,27 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from deploy.manifests import COMPONENTS, KUBERNETES, OVERLAYS, main, render
+from deploy.manifests import (
+    COMPONENTS,
+    KUBERNETES,
+    OVERLAYS,
+    ManifestError,
+    main,
+    render,
+    render_with,
+)
 from server.settings import Settings, load_settings
 from tests.deploy.programs import program
 from tests.deploy.resources import (
+    EVERYTHING,
     RENDERINGS,
     Document,
     Resources,
@@ -30,11 +41,16 @@ CUSTOM = ("PrometheusRule", "ScaledObject", "ServiceMonitor")
 ROUTES = ("Gateway", "HTTPRoute")
 # Secrets that the guide has an operator create by hand.
 SECRETS = {"model-server-tokens", "model-server-tls"}
+# A claim that component `training` makes and fills, in an overlay of its own.
+CLAIMS = {"model-archives"}
+# Besides the heap, direct memory and /tmp, under load: workers as config.properties has them; the
+# JVM's code, classes and stacks; the server, and the front door.
+MEASURED_MIB = {"mnist": 2 * 190, "xor": 150, "jvm": 100, "server": 70, "door": 30}
+NAME = "app.kubernetes.io/name"
+SERVER = "model-server"
+DOCKERFILE = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
 # Peers outside the rendering; the components' READMEs say what they are.
-OUTSIDE = (
-    {"kubernetes.io/metadata.name": "kube-system"},
-    {"kubernetes.io/metadata.name": "monitoring"},
-)
+OUTSIDE = ({"kubernetes.io/metadata.name": "monitoring"},)
 
 
 @pytest.fixture(params=RENDERINGS)
@@ -49,7 +65,7 @@ def servers(resources: Resources) -> list[Document]:
         container
         for _, pod in resources.pods()
         for container in pod["spec"]["containers"]
-        if container["name"] == "model-server"
+        if container["name"] == SERVER
     ]
 
 
@@ -59,7 +75,9 @@ def environ(container: Document) -> dict[str, str]:
 
 def settings_of(container: Document) -> Settings:
     """The settings of a server in this container, without files that only a cluster has."""
-    environment = environ(container)
+    (image,) = re.findall(r"(?m)^ENV (PYTHONDONT[^#]*?LOG_LOCATION[^#]*?)\n[A-Z]", DOCKERFILE)
+    variables = re.findall(r"(\w+)=(\S+)", image)
+    environment = dict(variables) | environ(container)
     environment.pop("TOKEN_FILE", None)
     return load_settings(ROOT / "config.properties", environment)
 
@@ -286,9 +304,10 @@ def test_each_target_has_one_scaler(resources: Resources) -> None:
         for scaler in resources.kind("HorizontalPodAutoscaler", "ScaledObject")
     ]
     assert len(set(targets)) == len(targets)
-    for kind, name in targets:
-        # With `replicas` every apply would undo what the scaler did.
-        assert "replicas" not in resources.named(kind, name)["spec"]
+    for deployment in resources.kind("Deployment"):
+        # With `replicas` every apply would undo what the scaler did; with neither there is one pod.
+        is_scaled = ("Deployment", deployment["metadata"]["name"]) in targets
+        assert is_scaled != ("replicas" in deployment["spec"])
 
 
 def test_termination_grace_period_covers_the_drain(resources: Resources) -> None:
@@ -297,7 +316,7 @@ def test_termination_grace_period_covers_the_drain(resources: Resources) -> None
         for container in pod["spec"]["containers"]:
             hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {})
             before = float(hook["command"][1]) if hook else 0.0
-            if container["name"] == "model-server":
+            if container["name"] == SERVER:
                 settings = settings_of(container)
                 assert grace > before + settings.drain_grace + settings.drain_timeout, name
 
@@ -373,7 +392,7 @@ def test_network_policies_name_existing_ports(resources: Resources) -> None:
         towards += [
             (rule["ports"], resources.selected(peer["podSelector"]["matchLabels"]))
             for rule in spec.get("egress", [])
-            for peer in rule["to"]
+            for peer in rule.get("to", [])
             if "namespaceSelector" not in peer
         ]
         for wanted, pods in towards:
@@ -387,7 +406,7 @@ def test_long_running_pods_are_probed(resources: Resources) -> None:
             assert {"readinessProbe", "livenessProbe"} <= container.keys()
             for probe in (container[key] for key in container if key.endswith("Probe")):
                 assert probe["httpGet"]["port"] in ports(deployment["spec"]["template"])
-            if container["name"] == "model-server":
+            if container["name"] == SERVER:
                 paths = {
                     container[probe]["httpGet"]["path"]
                     for probe in ("startupProbe", "readinessProbe")
@@ -403,8 +422,9 @@ def test_traffic_is_denied_by_default(resources: Resources) -> None:
     for policy in resources.kind("NetworkPolicy"):
         spec = policy["spec"]
         for rule in [*spec.get("ingress", []), *spec.get("egress", [])]:
-            peers = rule.get("from", rule.get("to"))
-            assert peers, policy["metadata"]
+            peers = rule.get("from", rule.get("to", []))
+            # Peers, or the port alone of what may be anywhere.
+            assert peers or {port["port"] for port in rule["ports"]} == {53}, policy["metadata"]
             for peer in peers:
                 assert peer_exists(peer, resources, namespace), policy["metadata"]
 
@@ -426,14 +446,78 @@ def test_references_exist(resources: Resources) -> None:
             if "secret" in volume:
                 assert volume["secret"]["secretName"] in SECRETS, name
             if "persistentVolumeClaim" in volume:
-                claim = volume["persistentVolumeClaim"]["claimName"]
-                assert claim in resources.names("PersistentVolumeClaim"), name
+                assert volume["persistentVolumeClaim"]["claimName"] in CLAIMS, name
         mounted = {m["name"] for c in containers(pod) for m in c.get("volumeMounts", [])}
         assert mounted == {volume["name"] for volume in volumes}, name
     for ingress in resources.kind("Ingress"):
         for tls in ingress["spec"]["tls"]:
             assert tls["secretName"] in SECRETS
             assert tls["hosts"] == [rule["host"] for rule in ingress["spec"]["rules"]]
+
+
+def test_everything_can_be_found_by_one_label(resources: Resources) -> None:
+    for document in resources.documents:
+        labels = document["metadata"]["labels"]
+        assert labels["app.kubernetes.io/part-of"] == "model-serving", document["metadata"]
+
+
+def test_a_zone_or_node_that_is_down_blocks_no_pod(resources: Resources) -> None:
+    for deployment in resources.kind("Deployment"):
+        spec = deployment["spec"]["template"]["spec"]
+        for spread in spec["topologySpreadConstraints"]:
+            assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+        assert list(spec["affinity"]) == ["podAntiAffinity"]
+        (term,) = spec["affinity"]["podAntiAffinity"].pop(
+            "preferredDuringSchedulingIgnoredDuringExecution"
+        )
+        assert term["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+        own = deployment["spec"]["template"]["metadata"]["labels"]
+        assert matches(term["podAffinityTerm"]["labelSelector"]["matchLabels"], own)
+
+
+def test_servers_open_no_connections(resources: Resources) -> None:
+    for policy in resources.kind("NetworkPolicy"):
+        if matches(policy["spec"]["podSelector"].get("matchLabels", {}), {NAME: "model-server"}):
+            assert "egress" not in policy["spec"], policy["metadata"]
+
+
+def test_a_rollout_has_time_for_its_image_and_its_start(resources: Resources) -> None:
+    for deployment in resources.kind("Deployment"):
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        probe = container["startupProbe"]
+        start = probe["periodSeconds"] * probe["failureThreshold"]
+        # At 10 MB/s, after a node was added.
+        has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+        megabytes, node = (5400, 600) if has_gpu else (1300, 300)
+        assert deployment["spec"]["progressDeadlineSeconds"] >= start + megabytes / 10 + node
+        assert deployment["spec"]["minReadySeconds"] >= 10
+
+
+def test_services_have_both_families(resources: Resources) -> None:
+    for service in resources.kind("Service"):
+        if service["metadata"]["labels"][NAME] == "model-server":
+            assert service["spec"]["ipFamilyPolicy"] == "PreferDualStack"
+    for settings in map(settings_of, servers(resources)):
+        assert (settings.inference.host, settings.telemetry.host) == ("::", "::")
+
+
+def size(quantity: str) -> int:
+    """MiB in a quantity of Kubernetes or of the JVM."""
+    match = re.fullmatch(r"(\d+)(Mi|Gi|m|g)", quantity)
+    assert match
+    return int(match[1]) << (10 if match[2] in {"Gi", "g"} else 0)
+
+
+def test_memory_covers_all_that_is_in_it(resources: Resources) -> None:
+    for name, pod in resources.pods():
+        for container in (each for each in pod["spec"]["containers"] if each["name"] == SERVER):
+            options = " ".join(settings_of(container).vmargs)
+            jvm = re.findall(r"-Xmx(\S+)|-XX:MaxDirectMemorySize=(\S+)", options)
+            assert len(jvm) == 2
+            tmp = [v["emptyDir"]["sizeLimit"] for v in pod["spec"]["volumes"] if "emptyDir" in v]
+            parts = [*(size(heap or direct) for heap, direct in jvm), *map(size, tmp)]
+            limit = size(container["resources"]["limits"]["memory"])
+            assert sum(parts) + sum(MEASURED_MIB.values()) <= limit, name
 
 
 # --- Single components.
@@ -443,14 +527,93 @@ def test_every_model_server_requests_a_gpu() -> None:
     program("kubectl")
     everything = Resources.of("everything")
     for name in ("model-server", "model-server-canary"):
-        deployment = everything.named("Deployment", name)
-        spec = deployment["spec"]["template"]["spec"]
+        spec = everything.named("Deployment", name)["spec"]["template"]["spec"]
         (container,) = spec["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-        assert container["image"].endswith("-cu130")
+        assert environ(container)["REQUIRE_GPU"] == "true"
         assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
-        assert spec["initContainers"][0]["name"] == "verify-archives"
-    assert "nvidia.com/gpu" not in manifest("overlay cpu")
+        # A label that only a running node has would keep an empty pool of nodes from growing.
+        assert "nodeAffinity" not in spec["affinity"]
+    for name in OVERLAYS:
+        for container in servers(Resources.of(f"overlay {name}")):
+            is_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+            assert is_gpu == (name == "gpu")
+            assert is_gpu == container["image"].endswith("-cu130")
+
+
+def parts(documents: Iterable[Document]) -> Any:
+    """Documents in an order of their own, as are lists of things with names."""
+
+    def ordered(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: ordered(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return sorted(map(ordered, value), key=lambda each: json.dumps(each, sort_keys=True))
+        return value
+
+    return ordered(list(documents))
+
+
+@pytest.mark.parametrize("pair", [*combinations(EVERYTHING, 2)], ids="-".join)
+def test_the_order_of_components_does_not_matter(pair: tuple[str, str]) -> None:
+    program("kubectl")
+    one, other = (parts(yaml.safe_load_all(render_with(pair[::step]))) for step in (1, -1))
+    assert one == other
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_two_scalers_do_not_build(step: int) -> None:
+    program("kubectl")
+    with pytest.raises(ManifestError, match="replicas"):
+        render_with(("autoscale-cpu", "autoscale-utilisation")[::step])
+
+
+def test_another_namespace_and_a_prefix_are_followed() -> None:
+    program("kubectl")
+    more = ["namespace: team-a", "namePrefix: digits-", "transformers:"]
+    more += ["  - ../components/autoscale-utilisation/namespace"]
+    resources = Resources(tuple(yaml.safe_load_all(render_with(EVERYTHING, more))))
+    for document in resources.documents:
+        if document["kind"] == "Namespace":
+            assert document["metadata"]["name"] == "team-a"
+        else:
+            assert document["metadata"]["namespace"] == "team-a"
+            assert document["metadata"]["name"].startswith("digits-")
+    (scaler,) = resources.kind("ScaledObject")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "digits-model-server"
+    (trigger,) = scaler["spec"]["triggers"]
+    assert re.findall(r'namespace="([^"]*)"', trigger["metadata"]["query"]) == ["team-a"]
+    test_selectors_match(resources)
+    test_ingresses_target_ports_of_services(resources)
+    test_each_target_has_one_scaler(resources)
+    for route in resources.kind("HTTPRoute"):
+        assert {ref["name"] for ref in route["spec"]["parentRefs"]} <= resources.names("Gateway")
+        for backend in (each for rule in route["spec"]["rules"] for each in rule["backendRefs"]):
+            assert backend["name"] in resources.names("Service")
+    # Rules, dashboard and query name jobs, which are no names of Services.
+    jobs = {s["metadata"]["labels"]["model-serving/job"] for s in resources.kind("Service")}
+    assert jobs == {"model-server", "model-server-canary"}
+    (monitor,) = resources.kind("ServiceMonitor")
+    assert monitor["spec"]["jobLabel"] == "model-serving/job"
+
+
+def test_a_broken_scrape_does_not_scale_down() -> None:
+    program("kubectl")
+    for name in ("gpu", "production"):
+        (scaler,) = Resources.of(f"overlay {name}").kind("ScaledObject")
+        (trigger,) = scaler["spec"]["triggers"]
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
+        assert scaler["spec"]["fallback"]["behavior"] == "currentReplicasIfHigher"
+
+
+def test_an_autoscaler_is_taken_over() -> None:
+    program("kubectl")
+    (scaler,) = Resources.of("overlay production").kind("ScaledObject")
+    (before,) = Resources.of("overlay cpu").kind("HorizontalPodAutoscaler")
+    configuration = scaler["spec"]["advanced"]["horizontalPodAutoscalerConfig"]
+    assert configuration["name"] == before["metadata"]["name"]
+    annotations = scaler["metadata"]["annotations"]
+    assert annotations["scaledobject.keda.sh/transfer-hpa-ownership"] == "true"
 
 
 def test_canary_gets_a_tenth_of_the_requests() -> None:

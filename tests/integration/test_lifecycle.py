@@ -78,6 +78,16 @@ class TestReadiness:
                     == 200
                 )
 
+    def test_a_gpu_that_is_required_and_not_there(self, store: Path) -> None:
+        with ServerProcess(store, "xor", REQUIRE_GPU="true") as server:
+            reason = "a GPU is required (REQUIRE_GPU), and it computes on the CPU: "
+            wait_until(lambda: reason in server.probe("/readyz")[1])
+            assert server.probe("/readyz")[0] == 503
+            assert server.probe("/livez")[0] == 200
+            name = 'serving_gpu_missing{model="xor",version="1.0"} 1.0'
+            assert name in server.probe("/metrics")[1]
+            assert "model xor computes on the CPU: " in server.output
+
     def test_a_killed_worker_is_noticed_and_restarted(self, store: Path) -> None:
         with serving(store, "xor") as server:
             (worker,) = [p for p in server.family() if p.name().startswith("python")]

@@ -59,10 +59,12 @@ class Stub:
 
 
 @contextlib.contextmanager
-def running(stub: Stub, directory: Path, tokens: Path | None = None) -> Iterator[str]:
+def running(
+    stub: Stub, directory: Path, tokens: Path | None = None, host: str = "127.0.0.1"
+) -> Iterator[str]:
     """Run both apps: yield the URL of the operators' one; the clients' one is at `control.sock`."""
     with (
-        bind(Address("127.0.0.1", free_ports(1)[0], "TELEMETRY_ADDRESS")) as listener,
+        bind(Address(host, free_ports(1)[0], "TELEMETRY_ADDRESS")) as listener,
         socket.socket(socket.AF_UNIX) as local,
     ):
         local.bind(str(directory / "control.sock"))
@@ -326,6 +328,14 @@ def test_a_server_that_does_not_start() -> None:
 
     with pytest.raises(RuntimeError, match="the control app did not start"):
         ControlServer([], [Broken()]).start()
+
+
+def test_a_listener_of_both_families_knows_loopback(tmp_path: Path) -> None:
+    stub = Stub()
+    with running(stub, tmp_path, host="::") as url:
+        for each in (url, url.replace("127.0.0.1", "[::1]")):
+            assert requests.post(f"{each}/reload", timeout=10).status_code == 409
+    assert stub.reloads == 2
 
 
 def test_two_listeners_at_one_address() -> None:

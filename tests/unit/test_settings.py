@@ -77,8 +77,23 @@ def test_a_listener_on_every_interface_is_reached_by_loopback(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("value", "host", "url"),
+    [
+        ("http://[::]:80", "::", "http://127.0.0.1:80"),
+        ("http://[::1]:80", "::1", "http://[::1]:80"),
+    ],
+)
+def test_ipv6_addresses(tmp_path: Path, value: str, host: str, url: str) -> None:
+    (tmp_path / "c").touch()
+    address = load_settings(tmp_path / "c", {"TELEMETRY_ADDRESS": value}).telemetry
+    assert (address.host, address.port, address.url) == (host, 80, url)
+
+
+@pytest.mark.parametrize(
     ("variable", "value"),
     [
+        ("INFERENCE_ADDRESS", "http://::1:80"),
+        ("REQUIRE_GPU", "1"),
         ("INFERENCE_ADDRESS", "https://127.0.0.1:8443"),
         ("INFERENCE_ADDRESS", "unix:/tmp/socket"),
         ("GRPC_ADDRESS", "http://127.0.0.1:0"),

@@ -22,6 +22,7 @@ class Frontend:
         self.archives = archives
         self.statuses = {a.key: ModelStatus(1, frozenset({7}), 0) for a in archives}
         self.failures: dict[str, str] = {}
+        self.without_gpu: dict[str, str] = {}
         self.answer = Response(200, json.dumps({"predictions": [{"label": 1}]}).encode())
         self.frozen = threading.Event()
         self.silent = False
@@ -40,6 +41,9 @@ class Frontend:
 
     def load_failure(self, archive: Archive) -> str | None:
         return self.failures.get(archive.key)
+
+    def lacks_gpu(self, archive: Archive) -> str | None:
+        return self.without_gpu.get(archive.key)
 
     def predict(self, archive: Archive, body: bytes, _: float) -> Response:
         assert json.loads(body) == {"instances": [[0, 1]]}
@@ -87,10 +91,47 @@ def test_ready_once_the_example_is_answered(card: ModelCard) -> None:
     assert dict(snapshot.memory) == {"worker": 7}
     assert snapshot.worker_starts == 2
     assert frontend.warm_ups == ["xor/1.0"]
-    # A new worker is warmed up; the same workers are not warmed up again.
-    frontend.statuses["xor/1.0"] = ModelStatus(1, frozenset({8}), 5)
-    wait_until(lambda: len(frontend.warm_ups) == 2 and watcher.snapshot.is_ready)
-    assert watcher.refresh(5).models[0].queued == 5
+    watcher.stop()
+
+
+def test_one_worker_is_enough_once_all_were_there(card: ModelCard) -> None:
+    frontend = Frontend(archive(card=card))
+    frontend.statuses["xor/1.0"] = ModelStatus(2, frozenset({7}), 0)
+    watcher = watch(frontend)
+    wait_until(lambda: watcher.snapshot.models[0].reason == "1 of 2 workers ready")
+    frontend.statuses["xor/1.0"] = ModelStatus(2, frozenset({7, 8}), 0)
+    wait_until(lambda: watcher.snapshot.is_ready)
+    frontend.statuses["xor/1.0"] = ModelStatus(2, frozenset({8}), 0)
+    assert watcher.refresh(5).is_ready
+    frontend.statuses["xor/1.0"] = ModelStatus(2, frozenset(), 0)
+    assert watcher.refresh(5).models[0].reason == "0 of 2 workers ready"
+    watcher.stop()
+
+
+def test_a_new_worker_does_not_wait_behind_a_full_queue(card: ModelCard) -> None:
+    frontend = Frontend(archive(card=card))
+    watcher = watch(frontend)
+    wait_until(lambda: watcher.snapshot.is_ready)
+    # Whatever is sent now is not answered.
+    frontend.hold.clear()
+    frontend.statuses["xor/1.0"] = ModelStatus(1, frozenset({8}), 64)
+    snapshot = watcher.refresh(5)
+    assert snapshot.is_ready
+    assert snapshot.models[0].queued == 64
+    assert frontend.warm_ups == ["xor/1.0"]
+    frontend.hold.set()
+    watcher.stop()
+
+
+def test_a_missing_gpu_is_the_reason(card: ModelCard) -> None:
+    frontend = Frontend(archive(card=card))
+    frontend.without_gpu["xor/1.0"] = "No CUDA GPUs are available"
+    watcher = watch(frontend)
+    wait_until(lambda: watcher.snapshot.models[0].lacks_gpu)
+    assert "computes on the CPU: No CUDA GPUs" in (watcher.snapshot.models[0].reason or "")
+    assert not watcher.snapshot.is_ready
+    del frontend.without_gpu["xor/1.0"]
+    wait_until(lambda: watcher.snapshot.is_ready)
     watcher.stop()
 
 
