@@ -28,10 +28,13 @@ from tests.deploy.resources import Document, containers, ports
 _FIELDS = {
     "pod": (
         "containers initContainers securityContext terminationGracePeriodSeconds volumes",
-        """automountServiceAccountToken enableServiceLinks restartPolicy serviceAccountName
+        """affinity automountServiceAccountToken enableServiceLinks restartPolicy serviceAccountName
         topologySpreadConstraints""",
     ),
-    "pod's securityContext": ("fsGroup runAsGroup runAsUser seccompProfile", "runAsNonRoot"),
+    "pod's securityContext": (
+        "fsGroup runAsGroup runAsUser seccompProfile",
+        "fsGroupChangePolicy runAsNonRoot",
+    ),
     "container": (
         """args command env image lifecycle livenessProbe name ports readinessProbe resources
         securityContext startupProbe volumeMounts""",
@@ -46,7 +49,7 @@ _FIELDS = {
     "preStop": ("exec", ""),
     "probe": ("httpGet", "failureThreshold periodSeconds timeoutSeconds"),
     "httpGet": ("path port", ""),
-    "volumeMount": ("mountPath name readOnly", ""),
+    "volumeMount": ("mountPath name readOnly subPath", ""),
     "configMap": ("name", ""),
     "secret": ("secretName", ""),
     "persistentVolumeClaim": ("claimName", "readOnly"),
@@ -133,6 +136,7 @@ class Pod:
             access = "ro" if mount.get("readOnly") else "rw"
             where = mount["mountPath"]
             tmpfs = f"--tmpfs={where}:{source},{access}"
+            source = source / mount.get("subPath", "") if isinstance(source, Path) else source
             options += [f"-v={source}:{where}:{access}" if isinstance(source, Path) else tmpfs]
         options += [f"--add-host={host}:{address}" for host, address in self._hosts.items()]
         if "command" in container:

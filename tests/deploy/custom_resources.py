@@ -11,6 +11,8 @@ from typing import Any
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 
+# KEDA has it since 2.17, and the package is of 2.16, the last for this Python.
+NEWER = {"ScaledObject.spec.fallback.behavior"}
 MODELS = {model.__name__: model for model in (PrometheusRule, ScaledObject, ServiceMonitor)}
 
 
@@ -37,7 +39,7 @@ def main() -> int:
             failed = True
             continue
         kept = model.model_dump(by_alias=True, exclude_unset=True, mode="json")
-        for path in unknown(resource, kept, kind):
+        for path in {*unknown(resource, kept, kind)} - NEWER:
             print(f"{path}: unknown field, or value changed")
             failed = True
     return failed

@@ -40,7 +40,17 @@ RECORDS = sorted({rule["record"] for rule in RULES if "record" in rule})
 # PromQL's words, which look like names of metrics.
 WORDS = frozenset(
     {"absent", "and", "avg", "by", "clamp_min", "count", "group_left", "histogram_quantile"}
-    | {"ignoring", "increase", "label_replace", "ln", "max", "offset", "on", "predict_linear"}
+    | {
+        "ignoring",
+        "increase",
+        "label_replace",
+        "ln",
+        "max",
+        "max_over_time",
+        "offset",
+        "on",
+        "predict_linear",
+    }
     | {"rate", "round", "sum", "without"}
 )
 

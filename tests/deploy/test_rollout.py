@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import requests
 
 from loadtest.digits import Digit
 from loadtest.servers import wait_until
+from tests.archives import altered
 from tests.deploy.cluster import Cluster
 from tests.deploy.containers import Pod
 from tests.deploy.traffic import PNG, TOKEN, Load, Service, answered, label
@@ -112,47 +112,54 @@ def test_rolling_replacement_loses_no_request(
 
 
 class TestModelVolume:
-    @pytest.fixture
-    def archives(self, store: Path, tmp_path: Path) -> Path:
-        """The claim, to which a release has added an archive under a new name."""
-        archives = tmp_path / "claim"
-        archives.mkdir()
-        shutil.copy(store / "mnist.mar", archives / "mnist-2.mar")
-        shutil.copy(store / "xor.mar", archives)
-        return archives
+    def volume(self, directory: Path) -> Path:
+        """A claim that user 10001 may write to, as the volume's driver makes it."""
+        volume = directory / "claim"
+        volume.mkdir()
+        volume.chmod(0o777)
+        return volume
 
-    @pytest.fixture
-    def pod(self, images: dict[str, str], archives: Path, tmp_path: Path) -> Pod:
-        """A pod whose list has the digests of what the claim holds now."""
-        assert images
-        cluster = Cluster("component model-volume", tmp_path, {"model-archives": archives})
-        (expected,) = tmp_path.glob("*/archives.sha256")
-        digests = [(hashlib.sha256(a.read_bytes()).hexdigest(), a.name) for a in archives.iterdir()]
-        expected.write_text("".join(f"{digest}  {name}\n" for digest, name in digests))
+    def server(self, directory: Path, volume: Path) -> Pod:
+        cluster = Cluster("component model-volume", directory, {"model-archives": volume})
         return cluster.pod("model-server")
 
-    def test_verified_archives_are_served(self, pod: Pod, digits: list[Digit]) -> None:
-        with pod:
+    def test_what_the_job_trained_is_served(self, images: dict[str, str], tmp_path: Path) -> None:
+        """Of the models one that is trained in seconds."""
+        assert images
+        volume = self.volume(tmp_path)
+        for kind in ("job", "again", "server"):
+            (tmp_path / kind).mkdir()
+        cluster = Cluster("component training", tmp_path / "job", {"model-archives": volume})
+        only = (("training train", "training train xor"), ("training pack", "training pack xor"))
+        done = cluster.pod("training", *only).run("training")
+        assert [file.name for file in (volume / "1").iterdir()] == ["xor.mar"], done.stdout
+        # A release that exists is never written to.
+        again = Cluster("component training", tmp_path / "again", {"model-archives": volume})
+        done = again.pod("training", *only).run("training", check=False)
+        assert done.returncode == 2
+        assert "release 1 exists" in done.stdout
+        with self.server(tmp_path / "server", volume) as pod:
             pod.wait_until_ready()
-            names = pod.execute("ls", "/app/model_store").stdout.split()
-            assert names == ["mnist-2.mar", "xor.mar"]
-            assert label(pod.url("http"), digits[0].png) == digits[0].label
+            url = f"{pod.url('http')}/predictions/xor"
+            answer = requests.post(url, json={"instances": [[0, 1]]}, timeout=60).json()
+            assert [prediction["label"] for prediction in answer["predictions"]] == [1]
 
-    def test_a_changed_archive_stops_the_pod(self, pod: Pod, archives: Path) -> None:
-        content = bytearray((archives / "xor.mar").read_bytes())
-        content[-1] ^= 1
-        (archives / "xor.mar").write_bytes(content)
-        done = pod.run("verify-archives", check=False)
-        assert done.returncode == 1
-        assert "1 computed checksum did NOT match" in done.stdout
+    def test_an_exchanged_torchscript_is_not_served(
+        self, images: dict[str, str], store: Path, tmp_path: Path
+    ) -> None:
+        assert images
+        volume = self.volume(tmp_path)
+        (volume / "1").mkdir()
+        altered(store / "xor.mar", volume / "1" / "xor.mar", {"model.pt": b"another"})
+        with self.server(tmp_path, volume) as pod:
+            assert pod.wait() == 1
+            assert "model.pt of model xor 1.0 has SHA-256" in pod.log
 
-    def test_a_missing_archive_stops_the_pod(self, pod: Pod, archives: Path) -> None:
-        (archives / "xor.mar").unlink()
-        done = pod.run("verify-archives", check=False)
-        assert done.returncode == 1
-        # sha256sum's two streams may be interleaved within a line.
-        assert "FAILED open or read" in done.stdout
-        assert "1 listed file could not be read" in done.stdout
+    def test_a_release_that_is_not_there(self, images: dict[str, str], tmp_path: Path) -> None:
+        assert images
+        pod = self.server(tmp_path, self.volume(tmp_path))
+        done = pod.run("model-server", check=False)
+        assert done.returncode
 
 
 class TestLoadtest:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from itertools import combinations
@@ -12,9 +13,9 @@ import pytest
 import yaml
 
 from tests.deploy.programs import program
-from tests.deploy.resources import MONITORING, rules, write_rules
+from tests.deploy.resources import MONITORING, Resources, rules, write_rules
+from tests.deploy.runbook import RUNBOOK, commands
 
-RUNBOOK = MONITORING / "RUNBOOK.md"
 RULES = rules()
 ALERTS = sorted({rule["alert"] for rule in RULES if "alert" in rule})
 RECORDS = sorted({rule["record"] for rule in RULES if "record" in rule})
@@ -97,6 +98,43 @@ def test_every_alert_has_a_severity_and_a_runbook_section() -> None:
         section = RUNBOOK.read_text().partition(f"## {rule['alert']}\n")[2].partition("\n## ")[0]
         assert "\nLook at" in section
         assert "\nDo" in section
+
+
+COMMANDS = commands(POD="pod-1", NODE="node-1", N="6")
+
+
+def test_the_runbook_has_commands() -> None:
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_runbook_reaches_the_api_server(command: str, tmp_path: Path) -> None:
+    """Without one, kubectl has nothing else to say: names and flags are right."""
+    _, *arguments = shlex.split(command)
+    nobody = [program("kubectl"), "--kubeconfig=/dev/null", "--server=http://127.0.0.1:1"]
+    done = subprocess.run(
+        [*nobody, f"--cache-dir={tmp_path}", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "127.0.0.1:1 was refused" in done.stderr, done.stderr
+
+
+def test_the_canary_is_taken_out_by_its_weight(tmp_path: Path) -> None:
+    (command,) = [command for command in COMMANDS if " patch httproute " in command]
+    (patch,) = [part for part in shlex.split(command) if part.startswith("--patch=")]
+    route = Resources.of("everything").named("HTTPRoute", "model-server")
+    (tmp_path / "route.json").write_text(json.dumps(route))
+    local = [program("kubectl"), "patch", "--local", f"--filename={tmp_path / 'route.json'}"]
+    done = subprocess.run(
+        [*local, "--type=json", patch, "--output=json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (rule,) = json.loads(done.stdout)["spec"]["rules"]
+    shares = {backend["name"]: backend["weight"] for backend in rule["backendRefs"]}
+    assert shares == {"model-server": 9, "model-server-canary": 0}
 
 
 def test_every_panel_is_described_and_none_overlap() -> None:

@@ -1,0 +1,20 @@
+"""The runbook's commands: tests/deploy checks their form, tests/cluster what they do."""
+
+import re
+
+from tests.deploy.resources import MONITORING
+
+RUNBOOK = MONITORING / "RUNBOOK.md"
+_COMMAND = re.compile(r"`(kubectl [^`]+)`|^ +(kubectl .+)$", re.MULTILINE)
+_PLACEHOLDER = re.compile(r"(?<=[/= ])(POD|NODE|N)\b")
+
+
+def commands(**values: str) -> list[str]:
+    """Each command once, in the order of the runbook.
+
+    Args:
+        values: what stands for the placeholders POD, NODE and N.
+    """
+    found = (one or other for one, other in _COMMAND.findall(RUNBOOK.read_text()))
+    whole = (_PLACEHOLDER.sub(lambda match: values[match[1]], command) for command in found)
+    return list(dict.fromkeys(" ".join(command.split()) for command in whole))
