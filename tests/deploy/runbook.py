@@ -1,10 +1,11 @@
-"""The runbook's commands: tests/deploy checks their form, tests/cluster what they do."""
+"""Commands of the runbook and the guide: here their form, in tests/cluster what they do."""
 
 import re
 
 from tests.deploy.resources import MONITORING
 
 RUNBOOK = MONITORING / "RUNBOOK.md"
+GUIDE = MONITORING.parent / "README.md"
 _COMMAND = re.compile(r"`(kubectl [^`]+)`|^ +(kubectl .+)$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"(?<=[/= ])(POD|NODE|N)\b")
 
@@ -18,3 +19,10 @@ def commands(**values: str) -> list[str]:
     found = (one or other for one, other in _COMMAND.findall(RUNBOOK.read_text()))
     whole = (_PLACEHOLDER.sub(lambda match: values[match[1]], command) for command in found)
     return list(dict.fromkeys(" ".join(command.split()) for command in whole))
+
+
+def guide(heading: str = "") -> list[str]:
+    """The commands of the sections of the guide whose heading begins so, each on one line."""
+    sections = GUIDE.read_text().split("\n## ")[1:]
+    text = "\n".join(part for part in sections if part.startswith(heading)).replace("\\\n", " ")
+    return [" ".join(line[2:].split()) for line in text.splitlines() if line.startswith("$ ")]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy import image
 from deploy.manifests import (
     COMPONENTS,
     KUBERNETES,
@@ -202,6 +203,25 @@ def test_dockerfile() -> None:
     done = run(checkov, *options, "--file", file)
     assert done.returncode == 0, done.stdout
     assert "Passed checks" in done.stdout
+
+
+def test_only_the_image_for_gpus_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, _, after = DOCKERFILE.partition("\nFROM serving AS cuda\n")
+    assert "NVIDIA" not in before.replace("NVIDIA's", "")
+    assert "NVIDIA_VISIBLE_DEVICES=all" in after
+    commands: list[list[str]] = []
+
+    def note(command: list[str], **_: Any) -> str:
+        commands.append(command)
+        return ""
+
+    monkeypatch.setattr(image, "_run", note)
+    for torch in image.TORCH_BUILDS:
+        image.Build(engine="podman", tag="any", torch=torch, models="train").run()
+    targets = [
+        command[command.index("--target") + 1] for command in commands if "--target" in command
+    ]
+    assert targets == ["serving", "cuda"]
 
 
 def test_command_writes_every_overlay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ import yaml
 
 from tests.deploy.programs import program
 from tests.deploy.resources import MONITORING, Resources, rules, write_rules
-from tests.deploy.runbook import RUNBOOK, commands
+from tests.deploy.runbook import GUIDE, RUNBOOK, commands, guide
+from tests.tls import make_certificate
 
 RULES = rules()
 ALERTS = sorted({rule["alert"] for rule in RULES if "alert" in rule})
@@ -101,25 +102,50 @@ def test_every_alert_has_a_severity_and_a_runbook_section() -> None:
 
 
 COMMANDS = commands(POD="pod-1", NODE="node-1", N="6")
+# What the guide's commands begin with that tests run, if not in these words: images, tokens and
+# certificates are made, requests sent, and a capacity is searched.
+RUN = {"kubectl", "openssl", "token=$(openssl", "echo", "curl", "export", "make"}
+RUN |= {".venv/bin/python"}
 
 
 def test_the_runbook_has_commands() -> None:
     assert len(COMMANDS) > 10
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_runbook_reaches_the_api_server(command: str, tmp_path: Path) -> None:
-    """Without one, kubectl has nothing else to say: names and flags are right."""
-    _, *arguments = shlex.split(command)
+def test_the_guides_have_fewer_than_twenty_commands() -> None:
+    kind = guide("From nothing to a prediction, on kind")
+    gpus = guide("From nothing to a prediction, on GPUs")
+    # Namespace, label, token and its digest, and the Secrets of token and certificate.
+    assert 10 < len(kind) < 20
+    assert 5 < len(gpus) + 6 < 20
+
+
+def test_each_program_of_the_guide_is_run_or_said_not_to_be() -> None:
+    _, _, not_run = GUIDE.read_text().partition("\nNot run anywhere: ")
+    assert not_run
+    for name in {command.split()[0] for command in guide()} - RUN:
+        assert f"`{name}`" in not_run
+
+
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *(c for c in guide() if c.startswith("kubectl") and " -k " not in c)]
+)
+def test_kubectl_has_nothing_to_say_against(command: str, tmp_path: Path) -> None:
+    """Without an API server it gets as far as that: names and flags are right."""
+    _, *arguments = shlex.split(command.removesuffix(" &"))
+    (tmp_path / "tokens").touch()
+    make_certificate(tmp_path / "tls.crt")
     nobody = [program("kubectl"), "--kubeconfig=/dev/null", "--server=http://127.0.0.1:1"]
     done = subprocess.run(
         [*nobody, f"--cache-dir={tmp_path}", *arguments],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
-    assert "127.0.0.1:1 was refused" in done.stderr, done.stderr
+    assert "127.0.0.1:1" in done.stderr, done.stderr
+    assert "refused" in done.stderr, done.stderr
 
 
 def test_the_canary_is_taken_out_by_its_weight(tmp_path: Path) -> None:
