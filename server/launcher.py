@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-logger = logging.getLogger(__name__)
-
 RUN_DIRECTORY = "SERVER_RUN_DIRECTORY"
 # Set where a worker without a GPU has to say why.
 REQUIRE_GPU = "SERVER_REQUIRE_GPU"
@@ -70,7 +68,6 @@ def instrument(run_directory: Path) -> None:
             gpu_id = service.context.system_properties.get("gpu_id")
             file = no_gpu_file(run_directory, model_name, _version(Path(model_dir)))
             if reason := reason_without_gpu(gpu_id):
-                logger.error("model %s computes on the CPU: %s", model_name, reason)
                 file.write_text(reason)
             else:
                 file.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import http.client
 import json
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -109,6 +110,8 @@ class Watcher:
         # requests would be before it, and a worker verifies and runs its model when it loads it.
         self._warm: set[str] = set()
         self._warming: dict[str, Future[str | None]] = {}
+        # Models whose missing GPU is in the log.
+        self._told: set[str] = set()
         # A warm-up may take seconds, in which the other models are to be watched.
         self._pool = ThreadPoolExecutor(len(torchserve.archives), thread_name_prefix="warm-up")
         self._stop = threading.Event()
@@ -193,6 +196,9 @@ class Watcher:
             reason = f"{len(status.ready)} of {status.minimum} workers ready"
         elif no_gpu:
             reason = f"a GPU is required (REQUIRE_GPU), and it computes on the CPU: {no_gpu}"
+            if archive.key not in self._told:
+                self._told.add(archive.key)
+                print(f"model {archive.name}: {reason}", file=sys.stderr, flush=True)
         else:
             reason = self._warm_up(archive)
         if status is None:

@@ -132,7 +132,8 @@ def test_no_counter_goes_down_when_workers_are_killed(store: Path) -> None:
             assert read(server, "inference_requests_total", "xor", code="200") == count
             server.wait_until_ready()
             assert read(server, "inference_requests_total", "xor", code="200") >= count
-        assert read(server, "inference_instances_total", "xor") >= 6
+        # Those of the requests and of the one warm-up.
+        assert read(server, "inference_instances_total", "xor") == 4
 
 
 def test_server_level_metrics(alone: ServerProcess, store: Path) -> None:

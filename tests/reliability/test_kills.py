@@ -53,7 +53,7 @@ def test_a_worker_s_death_costs_nobody_a_request(server: ServerProcess) -> None:
             wait_until(
                 lambda starts=starts: server.metric("serving_worker_starts_total") > starts  # type: ignore[misc]
             )
-            server.wait_until_ready()
+            wait_until(lambda: server.metric("serving_workers", model="mnist") == 2)
     print(describe(load), [o for o in load.outcomes if o.status != 200][:5])
     assert set(load.statuses) == {200}
 
