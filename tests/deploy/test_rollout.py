@@ -4,13 +4,11 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import requests
 
 from loadtest.digits import Digit
@@ -28,32 +26,24 @@ LAG = 2.0
 SLOW = '"RATE_LIMIT", "value": "5"'
 
 
-class TestTokens:
-    @pytest.fixture(scope="class")
-    def pod(
-        self, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-    ) -> Iterator[Pod]:
-        assert images
-        secret = tmp_path_factory.mktemp("tokens")
-        (secret / "tokens").write_text(f"{hashlib.sha256(TOKEN.encode()).hexdigest()} team-a\n")
-        directory = tmp_path_factory.mktemp("cluster")
-        cluster = Cluster("component tokens", directory, {"model-server-tokens": secret})
-        with cluster.pod("model-server", ('"RATE_LIMIT", "value": "500"', SLOW)) as pod:
-            yield pod.wait_until_ready()
+def test_tokens_and_rates(images: dict[str, str], tmp_path: Path) -> None:
+    assert images
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "tokens").write_text(f"{hashlib.sha256(TOKEN.encode()).hexdigest()} team-a\n")
+    cluster = Cluster("component tokens", tmp_path, {"model-server-tokens": secret})
+    with cluster.pod("model-server", ('"RATE_LIMIT", "value": "500"', SLOW)) as pod:
+        pod.wait_until_ready()
 
-    def post(self, pod: Pod, token: str) -> requests.Response:
-        url = f"{pod.url('http')}/predictions/xor"
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return requests.post(url, json={"instances": [[0, 1]]}, headers=headers, timeout=60)
+        def ask(token: str) -> int:
+            url = f"{pod.url('http')}/predictions/xor"
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            body = {"instances": [[0, 1]]}
+            return requests.post(url, json=body, headers=headers, timeout=60).status_code
 
-    @pytest.mark.parametrize("token", ["", "wrong", f"{TOKEN}x"])
-    def test_others_are_refused(self, token: str, pod: Pod) -> None:
-        assert self.post(pod, token).status_code == 401
+        assert [ask(token) for token in ("", "wrong", f"{TOKEN}x")] == [401] * 3
         assert '"status": 401' in pod.log
-
-    def test_the_rate_is_limited(self, pod: Pod) -> None:
-        codes = {self.post(pod, TOKEN).status_code for _ in range(50)}
-        assert codes == {200, 429}
+        assert {ask(TOKEN) for _ in range(50)} == {200, 429}
 
 
 def test_rolling_replacement_loses_no_request(
