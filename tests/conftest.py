@@ -25,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     What the present training code trained before is packed again, with the handler code of now.
     """
     directory = tmp_path_factory.mktemp("store")
-    for command in (["train"], ["pack", "--out", str(directory)]):
+    for command in (["train", "--quick"], ["pack", "--out", str(directory)]):
         subprocess.run([sys.executable, "-m", "training", *command], cwd=ROOT, check=True)
     return directory
 

@@ -229,8 +229,14 @@ class TestSources:
             ("[cifar]\nepochs = 3", "cifar: expected a table of a model: [mnist], [xor]"),
             ("epochs = 3", "epochs: expected a table of a model: [mnist], [xor]"),
             ("mnist = 3", "mnist: expected a table of a model: [mnist], [xor]"),
-            ("[mnist]\narch = 'vit'", "[mnist] arch: model mnist has cnn, cnn-quick, mlp, not 'vit'"),
-            ("[mnist]\narch = ['mlp']", "[mnist] arch: model mnist has cnn, cnn-quick, mlp, not ['mlp']"),
+            (
+                "[mnist]\narch = 'vit'",
+                "[mnist] arch: model mnist has cnn, cnn-quick, mlp, not 'vit'",
+            ),
+            (
+                "[mnist]\narch = ['mlp']",
+                "[mnist] arch: model mnist has cnn, cnn-quick, mlp, not ['mlp']",
+            ),
             ("[mnist]\nhidden = [3]", "[mnist] hidden: network cnn of model mnist does not use it"),
             ("[mnist]\nmomentum = 0.9", "[mnist] momentum: optimizer adamw has none, only sgd has"),
             ("[mnist", "--config"),
