@@ -77,10 +77,9 @@ def _train(options: argparse.Namespace) -> int:
                 if entry:
                     print(of_entry(entry))
                     if run.architecture == run.recipe.quick:
-                        better = next(iter(run.recipe.architectures))
                         print(
-                            f"  `make train ARGS=--force` trains {better} instead, which takes "
-                            "minutes and is more accurate"
+                            f"  `make train ARGS=--force` trains {run.recipe.default} instead, "
+                            "which takes minutes and is more accurate"
                         )
     return 0
 

@@ -346,16 +346,29 @@ def _doodles(device: torch.device) -> torch.Tensor:
     drawn = []
     for row, (points, parts) in enumerate(((4, 3), (5, 4), (6, 5))):
         of_row = slice(row * _FIELDS // 3, (row + 1) * _FIELDS // 3)
-        # Interpolated cubically: a smooth curve.
-        curves = functional.interpolate(
-            free[of_row, :, None, :points], (1, 6 * points), mode="bicubic", align_corners=True
-        ).squeeze(2)[::2]
         glyphs = lattice[of_row, :, : 2 * parts][1::2]
         drawn += [
-            strokes(curves[..., :-1], curves[..., 1:], width[of_row][::2]),
+            curve(free[of_row, :, :points][::2], width[of_row][::2], 6),
             strokes(glyphs[..., ::2], glyphs[..., 1::2], width[of_row][1::2]),
         ]
     return (torch.cat(drawn) * 255).to(torch.uint8).to(device)
+
+
+def curve(points: torch.Tensor, width: torch.Tensor, detail: int) -> torch.Tensor:
+    """Coverage by a smooth curve, of cubic interpolation.
+
+    Args:
+        points: where it goes through, in pixels across and down, [n, 2, points].
+        width: half of that of the curve, [n, 1, 1, 1].
+        detail: ends of the straight strokes that it is made of, for each point.
+
+    Returns:
+        0 to 1, [n, 1, 28, 28].
+    """
+    ends = functional.interpolate(
+        points.unsqueeze(2), (1, detail * points.shape[2]), mode="bicubic", align_corners=True
+    ).squeeze(2)
+    return strokes(ends[..., :-1], ends[..., 1:], width)
 
 
 def strokes(begin: torch.Tensor, end: torch.Tensor, width: torch.Tensor) -> torch.Tensor:

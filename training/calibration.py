@@ -16,9 +16,9 @@ def expected_calibration_error(
 ) -> float:
     """Mean distance of confidence from accuracy (Naeini et al. 2015; Guo et al. 2017, section 2).
 
-    Instances are put into bins of equal width, bin m for a largest probability over (m - 1) / bins
-    up to m / bins. The error is the sum over bins B of |B| / n * |accuracy(B) - confidence(B)|:
-    the share of right answers in B and the mean of B's largest probabilities. 0 is best.
+    Instances are put into bins by their largest probability, as `by_confidence` does. The error is
+    the sum over bins B of |B| / n * |accuracy(B) - confidence(B)|: the share of right answers in B
+    and the mean of B's largest probabilities. 0 is best.
 
     Args:
         probabilities: [n, classes], of any floating dtype; computed with as float64.
@@ -33,13 +33,30 @@ def expected_calibration_error(
     """
     if not len(labels):
         raise ValueError("the calibration error of no instances is not defined")
-    confidence, answers = probabilities.double().max(dim=1)
-    edges = torch.arange(1, bins, dtype=torch.float64, device=confidence.device) / bins
-    bin_of = torch.bucketize(confidence, edges)
-    excess = (answers == labels).double() - confidence
+    confidence, right, bin_of = by_confidence(probabilities, labels, bins)
+    excess = right - confidence
     # |B| / n times the difference of means is the difference of sums over n.
     sums = torch.zeros(bins, dtype=torch.float64, device=excess.device)
     return float(sums.index_add(0, bin_of, excess).abs().sum() / len(labels))
+
+
+def by_confidence(
+    probabilities: torch.Tensor, labels: torch.Tensor, bins: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Put instances into bins of equal width by their largest probability.
+
+    Args:
+        probabilities: [n, classes], of any floating dtype.
+        labels: int64 [n].
+        bins: how many; number i, from 0, is for those over i / bins up to (i + 1) / bins.
+
+    Returns:
+        The largest probability of each instance, float64 [n]; 1 where it is of the label and 0
+        elsewhere, float64 [n]; and the number of its bin, int64 [n].
+    """
+    confidence, answers = probabilities.double().max(dim=1)
+    edges = torch.arange(1, bins, dtype=torch.float64, device=confidence.device) / bins
+    return confidence, (answers == labels).double(), torch.bucketize(confidence, edges)
 
 
 @dataclass(frozen=True, kw_only=True)

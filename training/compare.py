@@ -11,7 +11,7 @@ from handler.card import TORCHSCRIPT_FILE, ModelCard
 from training import cache
 from training.archive import ArchiveError, read_archive
 from training.data import Data
-from training.evaluation import Evaluation, evaluate, predict
+from training.evaluation import Evaluation, measure, predict
 from training.figures import disagreements
 from training.listing import columns, metric_of_test
 from training.page import Picture, Section, Table, png, render
@@ -137,14 +137,16 @@ def compare(first: Candidate, second: Candidate, data_directory: Path) -> Compar
         )
     recipe = load_recipe(name)
     data = recipe.data(data_directory)
-    models = [torch.jit.load(io.BytesIO(side.torchscript)) for side in (first, second)]
-    probabilities = tuple(predict(model, data.validation.x) for model in models)
+    probabilities = tuple(
+        predict(torch.jit.load(io.BytesIO(side.torchscript)), data.validation.x)
+        for side in (first, second)
+    )
     return Comparison(
         sides=(first, second),
         recipe=recipe,
         data=data,
         probabilities=probabilities,
-        metrics=tuple(evaluate(model, data.validation) for model in models),
+        metrics=tuple(measure(each, data.validation.y) for each in probabilities),
         differ=disagreements(*(each.argmax(dim=1) for each in probabilities)),
     )
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
-from training.evaluation import predict
+from training.data import Split
+from training.evaluation import accuracy
 
 SIDE = 28
 _CENTRE = (SIDE - 1) / 2
@@ -86,12 +87,11 @@ def robustness(
     Raises:
         ValueError: no such severity.
     """
-    accuracy = {}
-    for kind in KINDS if severity is None else SEVERITIES:
-        corrupted = torch.from_numpy(corrupt(images, kind, severity, seed))
-        answers = predict(model, corrupted).argmax(dim=1).numpy()
-        accuracy[kind] = float((answers == labels).mean())
-    return accuracy
+    known = torch.from_numpy(labels)
+    return {
+        kind: accuracy(model, Split(torch.from_numpy(corrupt(images, kind, severity, seed)), known))
+        for kind in (KINDS if severity is None else SEVERITIES)
+    }
 
 
 def _parameter(kind: str, severity: int | None) -> Any:

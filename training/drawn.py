@@ -5,9 +5,8 @@ world they do, and a 4 or 9 may be built of other strokes.
 """
 
 import torch
-from torch.nn import functional
 
-from training.augment import SIDE, Draw, coarsen, strokes
+from training.augment import SIDE, Draw, coarsen, curve, strokes
 from training.data import Split
 
 # Of each label: enough that jitter and width make many hands, and a twentieth of MNIST.
@@ -102,26 +101,24 @@ def drawn_digits() -> Split:
 
 
 def _draw(way: tuple[_Points, ...], count: int, generator: torch.Generator) -> torch.Tensor:
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(count, *shape, generator=generator) * (high - low) + low
-
+    draw = Draw(count, generator)
     # Where strokes meet, they move together.
     places = sorted({point for points in way for point in points})
-    moved = torch.tensor(places).T + torch.randn(count, 2, len(places), generator=generator) * 0.06
-    moved[:, 0] *= uniform(0.6, 1.1, 1)
+    moved = torch.tensor(places).T + draw.normal(2, len(places)) * 0.06
+    moved[:, 0] *= draw.uniform(0.6, 1.1, 1)
     # To 20 pixels high, and to the middle.
     low, high = moved.amin(2, keepdim=True), moved.amax(2, keepdim=True)
-    scale = uniform(15, 19, 1, 1) / (high - low).amax(1, keepdim=True)
+    scale = draw.uniform(15, 19, 1, 1) / (high - low).amax(1, keepdim=True)
     moved = (moved - (low + high) / 2) * scale + (SIDE - 1) / 2
-    width = uniform(0.5, 2.5, 1, 1, 1)
+    width = draw.uniform(0.5, 2.5)
     drawn = torch.zeros(count, 1, SIDE, SIDE)
     for points in way:
         stroke = moved[:, :, [places.index(point) for point in points]]
-        if len(points) > 2:
-            stroke = functional.interpolate(
-                stroke.unsqueeze(2), (1, 5 * len(points)), mode="bicubic", align_corners=True
-            ).squeeze(2)
-        drawn = torch.maximum(drawn, strokes(stroke[..., :-1], stroke[..., 1:], width))
+        if len(points) == 2:
+            covered = strokes(stroke[..., :1], stroke[..., 1:], width)
+        else:
+            covered = curve(stroke, width, 5)
+        drawn = torch.maximum(drawn, covered)
     # Half of them are as thick and coarse as small scans.
     half = count // 2
     drawn[:half] = coarsen(drawn[:half], Draw(half, generator))

@@ -23,7 +23,7 @@ from training.calibration import expected_calibration_error
 from training.compare import Candidate
 from training.corruptions import robustness
 from training.data import Split
-from training.evaluation import evaluate, predict
+from training.evaluation import measure, predict
 from training.listing import columns
 from training.photographs import photographs
 from training.registry import MODELS, load_recipe
@@ -89,7 +89,8 @@ def figures(
         )
     model = torch.jit.load(io.BytesIO(candidate.torchscript)).eval()
     test = load_recipe(card.name).data(data_directory).test
-    measured = evaluate(model, test)
+    probabilities = predict(model, test.x)
+    measured = measure(probabilities, test.y)
     size = size_of(model, test.x[:1])
     tree: dict[str, Any] = {
         "model": card.name,
@@ -110,14 +111,17 @@ def figures(
     if beside is not None:
         tree["beside"] = beside.title
     if card.name == "mnist":
-        tree |= _of_digits(model, test, photographs_of_each, strangers_of_each)
+        tree |= _of_digits(model, test, probabilities, photographs_of_each, strangers_of_each)
     return tree
 
 
 def _of_digits(
-    model: nn.Module, test: Split, photographs_of_each: int, strangers_of_each: int
+    model: nn.Module,
+    test: Split,
+    probabilities: torch.Tensor,
+    photographs_of_each: int,
+    strangers_of_each: int,
 ) -> dict[str, Any]:
-    probabilities = predict(model, test.x)
     kinds = robustness(model, test.x.numpy(), test.y.numpy(), SEED)
     photographed: dict[str, Any] = {"instances": min(photographs_of_each, len(test))}
     part = slice(photographs_of_each)

@@ -47,17 +47,30 @@ def predict(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> t
     return torch.cat([model(part).cpu() for part in x.split(_BATCH)])
 
 
+def accuracy(model: nn.Module, split: Split) -> float:
+    """Share of a split's instances that a model in evaluation mode labels correctly."""
+    return (predict(model, split.x).argmax(dim=1) == split.y.cpu()).double().mean().item()
+
+
 def evaluate(model: nn.Module, split: Split) -> Evaluation:
     """Evaluate a model that outputs probabilities and is in evaluation mode."""
-    probabilities = predict(model, split.x)
-    labels = split.y.cpu()
+    return measure(predict(model, split.x), split.y.cpu())
+
+
+def measure(probabilities: torch.Tensor, labels: torch.Tensor) -> Evaluation:
+    """Metrics of what a model answered.
+
+    Args:
+        probabilities: float32 [n, classes], on the CPU.
+        labels: int64 [n], on the CPU.
+    """
     answers = probabilities.argmax(dim=1)
     of_label = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
     counts = torch.bincount(answers, minlength=probabilities.shape[1])
     return Evaluation(
-        instances=len(split),
+        instances=len(labels),
         accuracy=(answers == labels).double().mean().item(),
         log_loss=functional.nll_loss(probabilities.clamp_min(1e-12).log(), labels).item(),
         min_confidence=of_label.min().item(),
-        label_shares=tuple((counts / len(split)).tolist()),
+        label_shares=tuple((counts / len(labels)).tolist()),
     )

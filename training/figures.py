@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from training.calibration import by_confidence
 from training.corruptions import KINDS, SEVERITIES, corrupt
 from training.data import Split
-from training.evaluation import predict
+from training.evaluation import accuracy
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,7 @@ def reliability(
         labels: int64 [n].
         bins: how many, the empty ones included.
     """
-    confidence, answers = probabilities.double().max(dim=1)
-    edges = torch.arange(1, bins, dtype=torch.float64) / bins
-    bin_of = torch.bucketize(confidence, edges)
-    right = (answers == labels).double()
+    confidence, right, bin_of = by_confidence(probabilities, labels, bins)
     return tuple(
         Bin(
             lower=number / bins,
@@ -129,7 +127,7 @@ def accuracy_by_corruption(model: nn.Module, split: Split) -> dict[str, tuple[fl
     images = split.x.numpy()
     return {
         kind: tuple(
-            _accuracy(model, Split(torch.from_numpy(corrupt(images, kind, severity)), split.y))
+            accuracy(model, Split(torch.from_numpy(corrupt(images, kind, severity)), split.y))
             for severity in _severities(kind)
         )
         for kind in KINDS
@@ -138,11 +136,6 @@ def accuracy_by_corruption(model: nn.Module, split: Split) -> dict[str, tuple[fl
 
 def _severities(kind: str) -> Sequence[int | None]:
     return range(1, len(SEVERITIES[kind]) + 1) if kind in SEVERITIES else (None,)
-
-
-def _accuracy(model: nn.Module, split: Split) -> float:
-    right = predict(model, split.x).argmax(dim=1) == split.y
-    return right.double().mean().item()
 
 
 def disagreements(first: torch.Tensor, second: torch.Tensor) -> Mapping[tuple[int, int], list[int]]:

@@ -49,7 +49,6 @@ def lines(  # noqa: PLR0913 (named, and each a matter of its own)
     series: Mapping[str, Sequence[float]],
     *,
     ylabel: str,
-    xlabel: str = "epoch",
     is_share: bool = False,
     is_log: bool = False,
     by_depth: bool = False,
@@ -60,10 +59,9 @@ def lines(  # noqa: PLR0913 (named, and each a matter of its own)
 
     Args:
         description: what the chart shows, for whoever does not see it.
-        x: whole numbers.
+        x: epochs.
         series: values at each x by name; those that are not finite are left out.
         ylabel: label of the vertical axis.
-        xlabel: label of the horizontal axis.
         is_share: whether values are shares of 1, which are shown in percent.
         is_log: whether the vertical axis is logarithmic if values differ by a factor over 20.
         by_depth: whether the series are the layers of a network, in order.
@@ -87,7 +85,7 @@ def lines(  # noqa: PLR0913 (named, and each a matter of its own)
             )
             marker = "o" if len(x) < _MANY else None
             axes.plot(x, shown, label=name, color=colour, marker=marker, markersize=3)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set(xlabel="epoch", ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if is_log:
             axes.set_yscale("log")

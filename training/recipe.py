@@ -90,3 +90,8 @@ class Recipe:
     max_batch_size: int = 64
     max_batch_delay: int = 1
     usage: tuple[str, ...] = ()
+
+    @property
+    def default(self) -> str:
+        """The architecture that is trained where none is asked for."""
+        return next(iter(self.architectures))

@@ -59,7 +59,7 @@ def make_runs(names: Iterable[str], options: argparse.Namespace) -> list[Run]:
     for name in names:
         recipe = load_recipe(name)
         given = file.get(name, {}) | from_options
-        default = (options.quick and recipe.quick) or next(iter(recipe.architectures))
+        default = (options.quick and recipe.quick) or recipe.default
         architecture = _architecture(recipe, given.pop(_ARCHITECTURE, None), default)
         runs.append(
             Run(

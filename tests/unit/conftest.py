@@ -19,7 +19,7 @@ from training.registry import load_recipe
 
 def served_model(name: str, architecture: str | None = None) -> ServedModel:
     recipe = load_recipe(name)
-    chosen = recipe.architectures[architecture or next(iter(recipe.architectures))]
+    chosen = recipe.architectures[architecture or recipe.default]
     return ServedModel(recipe.normalise, chosen.build(chosen.settings)).eval()
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from handler import scripted
 from handler.batching import BatchHandler
 from handler.errors import RequestError
 from handler.mnist import MnistHandler
@@ -97,6 +98,10 @@ def test_size_is_counted_in_the_torchscript() -> None:
     assert size.parameters == 4 * 9 + 4 + 4 * 13 * 13 * 10 + 10 + 1
     # A module that is not frozen counts the same.
     assert size_of(torch.jit.script(nn.Linear(28, 3)), x[0].float()).parameters == 28 * 3 + 3
+
+
+def test_weights_are_prepacked_as_in_the_handler() -> None:
+    assert module._PREPACKED_FROM == scripted._PREPACKED_FROM
 
 
 def test_forward_is_timed_beside_another() -> None:
