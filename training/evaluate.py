@@ -212,14 +212,28 @@ def size_of(model: torch.jit.ScriptModule, instance: torch.Tensor) -> Size:
         instance: [1, *input_shape].
     """
     parameters = sum(tensor.numel() for tensor in model.parameters())
-    graph: Any = model.graph  # whose declaration lacks most of it
-    for node in graph.findAllNodes("prim::Constant"):
-        if node.output().type().kind() == "TensorType" and node.hasAttribute("value"):
-            parameters += node.t("value").numel()
+    parameters += sum(_constants(model.graph).values())
     # It sees each operator as the interpreter calls it, and counts a multiply-add as two.
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(instance)
     return Size(parameters, counter.get_total_flops() // 2)
+
+
+def _constants(block: Any) -> dict[str, int]:
+    """Size of each constant tensor that a block of TorchScript uses, by name.
+
+    Branches compute the same, from weights in forms of their own: the one with most counts.
+    """
+    sizes: dict[str, int] = {}
+    for node in block.nodes():
+        for value in node.inputs():
+            source = value.node()
+            if source.kind() == "prim::Constant" and value.type().kind() == "TensorType":
+                sizes[value.debugName()] = source.t("value").numel()
+        branches = [_constants(branch) for branch in node.blocks()]
+        largest = max(branches, key=lambda branch: sum(branch.values()), default={})
+        sizes |= largest
+    return sizes
 
 
 def forward_times(

@@ -3,14 +3,19 @@
 import io
 import re
 import zipfile
+from typing import Final
 
 import torch
 from torch import nn
 
 from training.errors import TrainingError
 from training.evaluation import predict
+from training.products import as_products
 
 _TOLERANCE = 1e-5
+# Matrix products take 75 us for one image where convolutions take 88, 31 us an image against 41 for
+# 8, and 28 against 24 for 32 (one core, AVX-512).
+_FEW = 16
 _CLASS_NUMBER = re.compile(rb"[./]___torch_mangle_\d+")
 
 
@@ -45,6 +50,29 @@ class ServedModel(nn.Module):
         return torch.softmax(self.logits(x) / self.temperature, dim=1)
 
 
+class _WithProducts(ServedModel):
+    """The same, with its convolutions as matrix products where a CPU has few instances.
+
+    Args:
+        model: in evaluation mode.
+        products: what computes the same as its network.
+    """
+
+    few: Final = _FEW
+
+    def __init__(self, model: ServedModel, products: nn.Module) -> None:
+        super().__init__(model.normalise, model.network)
+        self.products = products
+        self.temperature = model.temperature
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """As those of `ServedModel`."""
+        x = self.normalise(x.to(torch.float32))
+        is_few = len(x) < self.few and not x.is_cuda
+        logits: torch.Tensor = self.products(x) if is_few else self.network(x)
+        return logits
+
+
 def to_torchscript(model: ServedModel, x: torch.Tensor) -> bytes:
     """Script a trained model, freeze it and check that its output is the same.
 
@@ -58,7 +86,9 @@ def to_torchscript(model: ServedModel, x: torch.Tensor) -> bytes:
     Raises:
         ExportError: a label differs, or a probability differs by more than 1e-5 or is NaN.
     """
-    content = _save(torch.jit.freeze(torch.jit.script(model)))
+    products = as_products(model.network)
+    exported = model if products is None else _WithProducts(model, products).eval()
+    content = _save(torch.jit.freeze(torch.jit.script(exported)))
     loaded = torch.jit.load(io.BytesIO(content))
     expected, answered = predict(model, x), predict(loaded, x)
     difference = (expected - answered).abs().max().item()
