@@ -42,6 +42,11 @@ _PLAIN_HEADER = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 0)
 _PLAIN_BEGIN = _PNG_SIGNATURE + _png_chunk(b"IHDR", _PLAIN_HEADER)
 _PLAIN_END = _png_chunk(b"IEND", b"")
 
+# Pixels are decoded into this image, and so into its buffer. A new image for each picture, and its
+# bytes out of it, would take 11 us instead of 5. A worker decodes in one thread.
+_PLAIN_PIXELS = bytearray(SIDE * SIDE)
+_PLAIN_IMAGE = Image.frombuffer("L", (SIDE, SIDE), _PLAIN_PIXELS, "raw", "L", 0, 1)  # type: ignore[arg-type]
+
 # `Picture` checks each side before any pixel is decoded, which is stricter than Pillow's own limit
 # and, unlike it, neither warns nor stops other sizes.
 Image.MAX_IMAGE_PIXELS = None
@@ -50,8 +55,8 @@ Image.MAX_IMAGE_PIXELS = None
 def decode_plain(data: bytes | bytearray) -> "Numbers | None":
     """Decode a PNG of 28x28, 8-bit gray, not interlaced, whose pixels are one chunk.
 
-    Encoders write an MNIST digit so. Pillow takes half as long for the pixels alone as for the file
-    around them too.
+    Encoders write an MNIST digit so. Pillow takes a fifth of the time for the pixels alone that it
+    takes for the file around them too.
 
     Returns:
         uint8, 28 rows of 28; None for any other picture.
@@ -69,10 +74,10 @@ def decode_plain(data: bytes | bytearray) -> "Numbers | None":
     if zlib.crc32(data[begin - 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
         return None
     try:
-        image = Image.frombytes("L", (SIDE, SIDE), data[begin : end - 4], "zip", ("L", 0))
+        _PLAIN_IMAGE.frombytes(data[begin : end - 4], "zip", ("L", 0))
     except ValueError:
         return None
-    return _as_it_is(image)
+    return _not_blank(_PLAIN_PIXELS)
 
 
 class Picture:
@@ -145,7 +150,7 @@ class Picture:
         except Exception as error:  # noqa: BLE001 (decoders raise nearly every built-in exception)
             raise RequestError(f"the {image.format} image cannot be decoded: {error}") from None
         if is_gray and is_opaque and image.size == (SIDE, SIDE):
-            return _as_it_is(image)
+            return _not_blank((image if image.mode == "L" else image.convert("L")).tobytes())
         return array("B", to_mnist(image, orientation))
 
 
@@ -156,8 +161,12 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _as_it_is(image: Image.Image) -> Numbers:
-    pixels = (image if image.mode == "L" else image.convert("L")).tobytes()
+def _not_blank(pixels: bytes | bytearray) -> Numbers:
+    """A copy of the pixels.
+
+    Raises:
+        RequestError: they are all alike.
+    """
     if pixels.count(pixels[0]) == len(pixels):
         raise RequestError("the image is blank")
     return array("B", pixels)

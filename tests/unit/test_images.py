@@ -1,5 +1,6 @@
 import contextlib
 import io
+import zlib
 from typing import Any
 
 import pytest
@@ -41,6 +42,18 @@ def test_28x28_grayscale_is_unchanged(seven: torch.Tensor) -> None:
     assert decode(png(seven)).equal(seven)
     assert decode(png(255 - seven)).equal(255 - seven)
     assert decode(encode(picture(seven), "BMP")).equal(seven)
+
+
+def test_a_picture_keeps_its_pixels_when_others_are_decoded(seven: torch.Tensor) -> None:
+    plain = png(seven)
+    first = decode_plain(plain)
+    assert decode(png(255 - seven)).equal(255 - seven)
+    begin = plain.index(b"IDAT") + 4
+    half = zlib.compress(zlib.decompress(plain[begin:-16])[:400])
+    chunk = b"IDAT" + half
+    broken = plain[: begin - 8] + len(half).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    assert decode_plain(broken + plain[-12:]) is None
+    assert first == decode_plain(plain)
 
 
 def test_one_bit_28x28_is_unchanged(seven: torch.Tensor) -> None:
