@@ -74,7 +74,6 @@ test: $(SETUP) $(DEPLOY_SETUP) $(CLIENTS_SETUP) ## run every test, and measure c
 	@$(PY) -m pytest --cov
 
 test-reliability: $(SETUP) ## measure faults, overload and hostile input at length, and write tests/reliability/README.md (25 minutes)
-	@rm -rf artifacts/reliability/long
 	@RELIABILITY=long $(PY) -m pytest tests/reliability $(ARGS)
 	@$(PY) -m tests.reliability.report
 

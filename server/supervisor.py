@@ -53,6 +53,9 @@ _ACCEPT_SECONDS = 0.1
 _SO_ATTACH_FILTER, _BPF_RET = 26, 6
 # Between looks at the files of tokens and of the certificate.
 _FILES_SECONDS = 2.0
+# Between looks for metrics of workers that have died: a scrape folds them as well, but a server may
+# have nobody who scrapes it, and each worker leaves up to 3 MiB.
+_FOLD_SECONDS = 5.0
 
 
 class ServerError(Exception):
@@ -176,6 +179,7 @@ class Supervisor:
         self._hang_up = False
         self._files_seen: tuple[Any, ...] = ()
         self._files_looked = 0.0
+        self._folded = 0.0
         self.tally = Tally()
         self._exposition = Exposition(self._metrics_directory)
         self._torchserve_metrics = Succession()
@@ -305,6 +309,7 @@ class Supervisor:
             self._tend_generation()
             self._tend_reload()
             self._tend_files()
+            self._tend_metrics()
             self._wait()
 
     def _wait(self) -> None:
@@ -561,6 +566,13 @@ class Supervisor:
             _warn(f"tokens and certificate stay as they were: {error}")
         else:
             print("tokens and certificate were read again", flush=True)
+
+    def _tend_metrics(self) -> None:
+        """Have the files of dead workers' metrics added up."""
+        now = time.monotonic()
+        if now - self._folded >= _FOLD_SECONDS:
+            self._folded = now
+            self._exposition.fold()
 
     # --- The end.
 
