@@ -20,11 +20,11 @@ from tests.serving import ROOT
 
 LONG = os.environ.get("RELIABILITY") == "long"
 DIRECTORY = ROOT / "artifacts" / "reliability" / ("long" if LONG else "short")
-Number = TypeVar("Number", int, float)
+T = TypeVar("T")
 Cell = str | int | float | None
 
 
-def scaled(short: Number, long: Number) -> Number:
+def scaled(short: T, long: T) -> T:
     """One of two sizes of a case: that of `make test`, or that of `make test-reliability`."""
     return long if LONG else short
 
