@@ -3,11 +3,11 @@
 A machine that is busy with other things changes its times, not its counts.
 """
 
+import contextlib
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -44,82 +44,85 @@ SECTION = Section(
     "Overload",
     f"""A model whose batch of four takes 50 ms, and so can answer {CAPACITY:.0f} requests a second;
 requests come as a Poisson process whatever the answers do, and may wait for
-{QUEUE_SECONDS:g} s (`QUEUE_TIMEOUT_SECONDS`). *Recovery* is for how long after the end of the
-overload an answer still took over {SLOW_SECONDS * 1000:.0f} ms. *Cheap beside dear* is mnist with
-two workers: one image a request at a rate, alone and then beside eight clients that send 1,024
-images a request without a pause. The case fails if a request is lost, if any has another answer
-than 200 and 503, or if what clients were refused is not what the server counted.""",
+{QUEUE_SECONDS:g} s (`QUEUE_TIMEOUT_SECONDS`). *Recovery* is for how long after the end of
+the overload an answer, or a refusal, still took over {SLOW_SECONDS * 1000:.0f} ms. *Cheap beside
+dear* is mnist with two workers: one image a request at a rate, alone and then beside eight clients
+that send 1,024 images a request without a pause. The case fails if a request is lost, if any has
+another answer than 200 and 503, or if what clients were refused is not what the server counted.""",
     picture="overload.png",
 )
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Any:
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
     foreign(tmp_path, "slow", SLOW_HANDLER.format(seconds=0.05), "batchSize: 4\n")
     with serving(tmp_path, QUEUE_TIMEOUT_SECONDS=f"{QUEUE_SECONDS}") as running:
-        one(running, CAPACITY, 2.0)  # the JVM compiles what is hot in the first seconds
+        offer(running, [(1.0, 2.0)])  # the JVM compiles what is hot in the first seconds
         yield running
 
 
-def one(server: ServerProcess, rate: float, seconds: float) -> list[Outcome]:
-    with Load(open_loop(server.url("slow"), b"x", rate, seconds)) as load:
-        load.wait()
-    return load.outcomes
+def offer(server: ServerProcess, phases: Sequence[tuple[float, float]]) -> list[list[Outcome]]:
+    """Requests at rates in times of the capacity, each for some seconds, without a gap."""
+    delays = [0.0, *accumulate(seconds for _, seconds in phases)]
+    with contextlib.ExitStack() as stack:
+        loads = [
+            stack.enter_context(
+                Load(
+                    open_loop(server.url("slow"), b"x", times * CAPACITY, seconds, delay=delay),
+                )
+            )
+            for (times, seconds), delay in zip(phases, delays, strict=False)
+        ]
+        for load in loads:
+            load.wait()
+    return [load.outcomes for load in loads]
 
 
-def note(load: str, outcomes: Sequence[Outcome], seconds: float, recovery: float | None) -> None:
+def note(load: str, outcomes: Sequence[Outcome], after: Sequence[Outcome] = ()) -> None:
+    """Record a load, with the recovery from it as the calm load `after` it saw that."""
     good, refused = [*of_status(outcomes, 200)], [*of_status(outcomes, 503)]
     assert len(good) + len(refused) == len(outcomes)
     assert good
+    seconds = max(o.sent + o.seconds for o in outcomes) - min(o.sent for o in outcomes)
+    over = max(o.sent for o in outcomes)
+    slow = [o.sent + o.seconds - over for o in after if o.seconds > SLOW_SECONDS]
     SECTION.record(
         {
             "load": load,
             "sent": len(outcomes),
             "lost": len([*of_status(outcomes, LOST)]),
-            "answered/s": round(len(good) / seconds, 1),
+            "answered/s": len(good) / seconds,
             "refused": len(refused),
             "p99 of a refusal, ms": 1e3 * percentile(refused, 0.99) if refused else None,
             "p50 of the accepted, ms": 1e3 * percentile(good, 0.5),
             "p99, ms": 1e3 * percentile(good, 0.99),
-            "recovery, s": recovery,
+            "recovery, s": max(slow, default=0.0) if after else None,
         }
     )
 
 
-def recovery(outcomes: Sequence[Outcome], over: float) -> float:
-    """Seconds after the end of an overload to the end of the last slow answer."""
-    slow = [o.sent + o.seconds - over for o in outcomes if o.seconds > SLOW_SECONDS]
-    return max(slow, default=0.0)
-
-
 def test_goodput_at_1_2_5_and_10_times_the_capacity(server: ServerProcess) -> None:
     for times in (1, 2, 5, 10):
-        outcomes = one(server, times * CAPACITY, SECONDS)
-        over = time.monotonic()
-        after = one(server, CAPACITY / 4, 2.0)
-        assert {o.status for o in after} == {200}
-        note(f"{times} times capacity", outcomes, SECONDS, recovery(after, over))
+        outcomes, after = offer(server, [(times, SECONDS), (0.25, 3.0)])
+        note(f"{times} times capacity", outcomes, after)
+        assert after[-1].status == 200
         assert times == 1 or [*of_status(outcomes, 503)]
     total = server.metric("serving_responses_total", model="slow", code="5xx")
     assert total == server.metric("serving_refused_total", model="slow")
 
 
 def test_a_spike_and_steps(server: ServerProcess) -> None:
-    start = time.monotonic()
-    parts: list[tuple[float, float, list[Outcome]]] = []
-    for times, seconds in PROFILE:
-        parts.append((time.monotonic() - start, times, one(server, times * CAPACITY, seconds)))
-    (_, _, calm), (_, times, spike), (ended, _, after), *_ = parts
-    assert {o.status for o in [*calm, *after]} == {200}
-    seconds = PROFILE[1][1]
-    note(
-        f"a spike of {seconds:g} s, {times:g} times", spike, seconds, recovery(after, start + ended)
-    )
-    if steps := [outcome for _, _, outcomes in parts[3:] for outcome in outcomes]:
-        note("steps of 4 s: 1, 2, 5, 2, 1, 0.5 times", steps, sum(s for _, s in STEPS), None)
+    calm, spike, after, *steps = offer(server, PROFILE)
+    times, seconds = PROFILE[1]
+    assert {o.status for o in calm} == {200}
+    assert after[-1].status == 200
+    note(f"a spike of {seconds:g} s, {times:g} times", spike, after)
+    if steps:
+        names = ", ".join(f"{each:g}" for each, _ in STEPS)
+        note(f"steps of {STEPS[0][1]:g} s: {names} times", [o for step in steps for o in step])
     total = server.metric("serving_responses_total", model="slow", code="5xx")
     assert total == server.metric("serving_refused_total", model="slow")
-    draw([o for _, _, outcomes in parts for o in outcomes], start)
+    draw([o for part in (calm, spike, after, *steps) for o in part], calm[0].sent)
 
 
 def draw(outcomes: Sequence[Outcome], start: float) -> None:
@@ -137,15 +140,16 @@ def draw(outcomes: Sequence[Outcome], start: float) -> None:
     figure, (rates, times) = plt.subplots(
         2, 1, figsize=(9, 6), sharex=True, layout="constrained", height_ratios=(3, 2)
     )
-    for mask, label, colour in (
-        (np.full(len(sent), True), "sent", "tab:gray"),
-        (~good, "refused", "tab:red"),
-        (good, "answered", "tab:blue"),
+    ends = sent + milliseconds / 1e3
+    for moments, label, colour in (
+        (sent, "sent", "tab:gray"),
+        (ends[~good], "refused", "tab:red"),
+        (ends[good], "answered", "tab:blue"),
     ):
-        counted, _ = np.histogram(sent[mask], edges)
+        counted, _ = np.histogram(moments, edges)
         rates.plot(middle, counted / BIN_SECONDS, label=label, color=colour)
     rates.axhline(CAPACITY, color="black", linestyle=":", linewidth=1, label="capacity")
-    rates.set(ylabel="requests a second, by when they were sent", ylim=(0, None))
+    rates.set(ylabel="requests a second", ylim=(0, None))
     rates.legend(loc="upper right")
     for mask, label, colour in (
         (good, "answered", "tab:blue"),
@@ -183,6 +187,6 @@ def test_cheap_requests_beside_dear_ones(store: Path) -> None:
             beside.wait()
     print(describe(attack))
     for name, load in (("cheap alone", alone), ("cheap beside dear", beside)):
-        note(f"{name}, {rate:.0f}/s", load.outcomes, SECONDS, None)
-    note("dear, 8 clients", attack.outcomes, SECONDS, None)
+        note(f"{name}, {rate:.0f}/s", load.outcomes)
+    note("dear, 8 clients", attack.outcomes)
     assert set(alone.statuses) == {200}

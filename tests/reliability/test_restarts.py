@@ -23,9 +23,9 @@ SECTION = Section(
 clients go on: eight keep-alive ones that send 10 ms after each answer, four that idle for 0.3 s,
 four with a connection a request, two that send 1 MiB, two that take a second to send that, and four
 that take a second to read an answer of 100 kB. While no server runs, clients cannot connect and try
-again each 10 ms. *Refused* are mostly requests that came while the models were loading. *Without answers* is
-the time from the signal to the first prediction of the next server. The case fails if a request is
-lost, or if a server does not say that it answered every request.""",
+again each 10 ms. *Refused* are mostly requests that came while the models were loading. *Without
+answers* is the time from the signal to the first prediction of the next server. The case fails if a
+request is lost, or if a server does not say that it answered every request.""",
 )
 
 

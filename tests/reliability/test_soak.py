@@ -29,7 +29,7 @@ from tests.serving import ROOT, ServerProcess, serving
 
 SEVEN = (ROOT / "samples" / "seven.png").read_bytes()
 XOR = b'{"instances": [[0, 1]]}'
-SECONDS = float(os.environ.get("SOAK_SECONDS", scaled(16, 300)))
+SECONDS = float(os.environ.get("SOAK_SECONDS", scaled(16, 240)))
 # Parts of the run; between them the models are changed.
 PARTS = scaled(2, 4)
 SHARE = scaled(0.3, 0.7)

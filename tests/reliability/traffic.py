@@ -205,8 +205,14 @@ def keep_alive(  # noqa: PLR0913 (each is a way in which clients differ)
     return user
 
 
-def open_loop(
-    url: str, body: bytes, rate: float, seconds: float, *, connections: int | None = None
+def open_loop(  # noqa: PLR0913 (each is a way in which loads differ)
+    url: str,
+    body: bytes,
+    rate: float,
+    seconds: float,
+    *,
+    delay: float = 0.0,
+    connections: int | None = None,
 ) -> Callable[[Load], Awaitable[None]]:
     """A user that sends at a rate, whatever the answers do.
 
@@ -216,7 +222,8 @@ def open_loop(
         url: with the path.
         body: of every request.
         rate: requests a second, a Poisson process.
-        seconds: to the last request.
+        seconds: from the first request to the last.
+        delay: seconds before the first.
         connections: of which each takes its turn, or None for as many as are needed. A request that
             waits for one counts from when it was to be sent.
     """
@@ -229,11 +236,14 @@ def open_loop(
 
         async def one(sent: float) -> None:
             client = Client(url) if connections is None and idle.empty() else await idle.get()
+            if connections is not None and load.over:  # it was never sent
+                idle.put_nowait(client)
+                return
             outcome = await client.ask(body, sent=sent)
             load.outcomes.append(replace(outcome, body=b"") if outcome.status == 200 else outcome)
             idle.put_nowait(client)
 
-        start = time.monotonic()
+        start = time.monotonic() + delay
         for moment in schedule("poisson", rate, start, random.Random(1)):
             if moment > start + seconds or load.over:
                 break
