@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import resource
 import signal
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 import requests
 
 from loadtest.servers import wait_until
+from tests.images import dearest_png
 from tests.reliability.record import Section, scaled
 from tests.reliability.traffic import LOST, REFUSED, Load, Outcome, keep_alive, of_status
 from tests.serving import ROOT, ServerProcess, serving
@@ -29,6 +32,8 @@ ROUNDS = scaled(1, 20)
 STOPPED_SECONDS = 0.5
 LATE_SECONDS = 1.0
 POLL_SECONDS = 0.05
+# Less than the pixels of the largest picture, and enough for small requests.
+SPARE_BYTES = 4 << 20
 SECTION = Section(
     10,
     "Kills and stops under load",
@@ -289,3 +294,45 @@ def test_every_process_is_killed_and_stopped(server: ServerProcess) -> None:
     assert set(Path("/dev/shm").iterdir()) <= shared
     server.process.kill()
     wait_until(lambda: not server.family())
+
+
+def test_workers_without_memory(server: ServerProcess) -> None:
+    """The address space of both workers is full: what needs memory fails alone, by its name."""
+    dear = dearest_png()
+    answers: Counter[int] = Counter()
+    with Load(*[keep_alive(server.url("mnist"), [SEVEN], idle=0.02) for _ in range(8)]) as load:
+        for _ in range(ROUNDS):
+            victims = workers(server, "mnist")
+            assert len(victims) == WORKERS["mnist"]
+            for victim in victims:
+                used = victim.memory_info().vms + SPARE_BYTES
+                victim.rlimit(psutil.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+            for _ in victims:
+                response = requests.post(server.url("mnist"), data=dear, timeout=60)
+                answers[response.status_code] += 1
+                if response.status_code == 507:
+                    message = response.json()["message"]
+                    assert message == "the request does not fit into memory"
+            for victim in victims:
+                victim.rlimit(psutil.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+
+            def is_answered() -> bool:
+                response = requests.post(server.url("mnist"), data=dear, timeout=60)
+                return response.status_code == 200
+
+            # 503 for a while: it has spent its workers' share of time on dear requests.
+            wait_until(is_answered)
+            assert {each.pid for each in workers(server, "mnist")} == {v.pid for v in victims}
+    hit = counts(load.outcomes)
+    SECTION.record(
+        {
+            "fault": "memory of all workers of a model exhausted",
+            **hit,
+            "slowest answer s": slowest(load.outcomes),
+        },
+        f"{answers[507]} of {answers.total()} images of 4,096 x 4,096 pixels got 507, "
+        f"{answers[503]} were put off; no worker was lost",
+    )
+    assert set(load.statuses) == {200}
+    assert set(answers) <= {507, 503}
+    assert answers[507]
