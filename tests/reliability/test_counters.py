@@ -134,3 +134,18 @@ def test_no_counter_goes_down(store: Path) -> None:
     )
     assert scraper.faults == []
     assert total[LOST] == 0
+
+
+def test_files_of_dead_workers_are_folded_without_a_scrape(store: Path) -> None:
+    with serving(store, "xor") as server:
+        for _ in range(2):
+            (worker,) = workers(server, "xor")
+            worker.kill()
+
+            def names(pid: int = worker.pid) -> list[str]:
+                files = server.temporary.glob("serve-*/metrics/*.db")
+                return [file.name for file in files if str(pid) in file.name]
+
+            wait_until(lambda names=names: not names())  # type: ignore[misc]
+            wait_until(lambda: len(workers(server, "xor")) == 1)
+        assert files(server) == 3 + 2

@@ -99,10 +99,13 @@ def test_a_killed_server_leaves_nothing(tmp_path: Path) -> None:
         server.wait_until_ready()
         with Load(keep_alive(server.url("endless"), [b"x"], count=1)) as load:
             wait_until(lambda: server.accepted() == 1)
+            (java,) = [p for p in server.family() if p.name() == "java"]
             server.process.kill()
             server.wait()
             load.wait()
         wait_until(lambda: not server.family())
+        # Where a JVM keeps its performance data, whatever TMPDIR is.
+        assert not [*Path("/tmp").glob(f"hsperfdata_*/{java.pid}")]
         (left,) = server.temporary.glob("serve-*")
         server.start()
         server.wait_until_ready()
