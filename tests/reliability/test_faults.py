@@ -73,16 +73,25 @@ class Fault:
 
 
 def named(name: str) -> Callable[[ServerProcess], list[psutil.Process]]:
-    return lambda server: [p for p in server.family() if p.name() == name]
+    def find(server: ServerProcess) -> list[psutil.Process]:
+        found = []
+        for process in server.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == name:
+                    found.append(process)
+        return found
+
+    return find
 
 
 def workers(server: ServerProcess, model: str) -> list[psutil.Process]:
     """Its workers; a worker's command line does not name its model, but its directory does."""
     pids = set()
     for file in server.temporary.glob("serve-*/metrics/gauge_livemax_*.db"):
-        if f'"{model}"'.encode() in file.read_bytes():
-            pids.add(int(file.stem.rpartition("_")[2]))
-    return [p for p in server.family() if p.pid in pids and p.status() != psutil.STATUS_ZOMBIE]
+        with contextlib.suppress(FileNotFoundError):  # it was folded
+            if f'"{model}"'.encode() in file.read_bytes():
+                pids.add(int(file.stem.rpartition("_")[2]))
+    return [p for p in server.family() if p.pid in pids]  # a zombie has no command line
 
 
 def server_process(server: ServerProcess) -> list[psutil.Process]:

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 
 from loadtest.servers import wait_until
 from tests.archives import foreign
+from tests.reliability.test_faults import named
 from tests.reliability.traffic import Load, keep_alive
 from tests.serving import ServerProcess, serving
 
@@ -58,7 +58,7 @@ def test_a_request_that_kills_workers_is_sent_again_once(tmp_path: Path) -> None
 
 def test_a_jvm_that_stands_still(server: ServerProcess) -> None:
     """Defect of the first version: a scrape took 12 s, and so metrics were missing."""
-    (java,) = [p for p in server.family() if p.name() == "java"]
+    (java,) = named("java")(server)
     count = server.metric("inference_requests_total", model="xor")
     java.suspend()
     try:
@@ -78,11 +78,9 @@ def test_a_jvm_that_stands_still(server: ServerProcess) -> None:
 
 
 def test_a_door_that_stands_still_is_replaced(server: ServerProcess) -> None:
-    def doors() -> list[psutil.Process]:
-        return [p for p in server.family() if p.name() == "haproxy"]
-
-    wait_until(lambda: len(doors()) == 1)  # that of the start-up has left
-    (door,) = doors()
+    doors = named("haproxy")
+    wait_until(lambda: len(doors(server)) == 1)  # that of the start-up has left
+    (door,) = doors(server)
     door.suspend()
     wait_until(lambda: "the front door is not answering" in server.probe("/readyz")[1])
     assert server.probe("/readyz")[0] == 503
@@ -99,7 +97,7 @@ def test_a_killed_server_leaves_nothing(tmp_path: Path) -> None:
         server.wait_until_ready()
         with Load(keep_alive(server.url("endless"), [b"x"], count=1)) as load:
             wait_until(lambda: server.accepted() == 1)
-            (java,) = [p for p in server.family() if p.name() == "java"]
+            (java,) = named("java")(server)
             server.process.kill()
             server.wait()
             load.wait()
@@ -117,7 +115,7 @@ def test_a_restart_serves_what_was_served_whatever_the_store_holds_now(tmp_path:
     foreign(tmp_path, "poisoned", POISONED_HANDLER, "batchSize: 1\n")
     with serving(tmp_path) as server:
         (tmp_path / "poisoned.mar").write_bytes(b"half of an archive")
-        (java,) = [p for p in server.family() if p.name() == "java"]
+        (java,) = named("java")(server)
         java.kill()
         wait_until(lambda: server.metric("serving_torchserve_starts_total") == 2)
         server.wait_until_ready()

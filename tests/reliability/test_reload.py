@@ -20,6 +20,7 @@ from loadtest.servers import wait_until
 from server.store import read_archive
 from tests.archives import FAILING_HANDLER, SLOW_HANDLER, altered, foreign
 from tests.reliability.record import Section, scaled
+from tests.reliability.test_faults import named
 from tests.reliability.traffic import LOST, Load, Outcome, keep_alive, percentile
 from tests.serving import ROOT, ServerProcess, serving
 
@@ -105,8 +106,8 @@ def test_under_load_nothing_is_lost_and_no_connection_goes_back(tmp_path: Path) 
         assert total == len(load.outcomes) + CHANGES
         assert server.metric("serving_reloads_total", result="done") == CHANGES
         # The generations before are gone.
-        wait_until(lambda: len([p for p in server.family() if p.name() == "java"]) == 1)
-        wait_until(lambda: len([p for p in server.family() if p.name() == "haproxy"]) == 1)
+        for name in ("java", "haproxy"):
+            wait_until(lambda name=name: len(named(name)(server)) == 1)  # type: ignore[misc]
 
 
 def test_the_command_and_the_signal(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from scipy import stats
 
 from loadtest.servers import wait_until
 from tests.reliability.record import LONG, Cell, Section, scaled
+from tests.reliability.test_faults import named
 from tests.reliability.traffic import (
     LOST,
     Load,
@@ -118,7 +119,7 @@ def watch(server: ServerProcess) -> list[list[dict[str, float]]]:
         if number:
             answer = requests.post(f"{server.telemetry}/reload", timeout=180)
             assert answer.status_code == 200, answer.text
-            wait_until(lambda: [p.name() for p in server.family()].count("java") == 1)
+            wait_until(lambda: len(named("java")(server)) == 1)
             # Nobody scrapes this server, and yet the files of workers that are gone are folded.
             most = parts[0][0]["metric files"] + FOLDED
             wait_until(lambda most=most: usage(server)["metric files"] <= most)  # type: ignore[misc]
