@@ -116,7 +116,8 @@ def test_no_counter_goes_down(store: Path) -> None:
                 print(load.statuses, [o for o in load.outcomes if o.status not in (200, 503)][:5])
                 codes = Counter({str(code): n for code, n in load.statuses.items()})
                 assert not [*_mismatches(model, codes, served[model].answers)]
-                assert set(load.statuses) <= {200, 503, LOST}
+                # 504 where no worker came back within 30 s, as on a machine that is very busy.
+                assert set(load.statuses) <= {200, 503, 504}
                 total += load.statuses
         server.wait_until_ready()
         wait_until(lambda: files(server) <= at_first + 2)
@@ -127,6 +128,7 @@ def test_no_counter_goes_down(store: Path) -> None:
             "sent": total.total(),
             "lost": total[LOST],
             "refused": total[503],
+            "504": total[504],
             "scrapes": scraper.scrapes,
             "samples": scraper.samples,
             "went down": len(scraper.faults),
@@ -136,7 +138,6 @@ def test_no_counter_goes_down(store: Path) -> None:
         }
     )
     assert scraper.faults == []
-    assert total[LOST] == 0
 
 
 def test_files_of_dead_workers_are_folded_without_a_scrape(store: Path) -> None:
