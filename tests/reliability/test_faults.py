@@ -39,17 +39,16 @@ SECTION = Section(
     "Kills and stops under load",
     f"""Eight clients of mnist and four of xor each send a small request 20 ms after the answer to
 the one before, over keep-alive connections, while processes are killed (SIGKILL), or stopped for
-{STOPPED_SECONDS:g} s (SIGSTOP, SIGCONT): {ROUNDS} times each, in turn. Columns are sums over all
-times and of the models that the fault hits, unless they say otherwise. A client sends without a
-look at whether its connection is still open, so of a killed front door each of the twelve loses a
-request, whether or not it was under way. *Late* is an answer that
-took over {LATE_SECONDS:g} s. *No connection* counts attempts to connect, repeated each 10 ms: no
-request was sent. *Full strength* is when all processes run and `/readyz` says that all workers are
-ready, from the kill on, or from the end of the stop. *Untrue* is for how long `/readyz`, polled 20
-times a second, said that a model is ready of which no request under way was answered 200 within
-{LATE_SECONDS:g} s: the longest of all times. When the server process is killed, the test starts it
-again, as a supervisor would. *The other model* counts what became of its requests while this one's
-workers were hit.""",
+{STOPPED_SECONDS:g} s (SIGSTOP, SIGCONT), each fault in turn. Columns are sums over all times and of
+the models that the fault hits, unless they say otherwise. A client sends without a look at whether
+its connection is still open, so of a killed front door each of the twelve loses a request, whether
+or not it was under way. *Late* is an answer that took over {LATE_SECONDS:g} s. *No connection*
+counts attempts to connect, repeated each 10 ms: no request was sent. *Full strength* is when all
+processes run and `/readyz` says that all workers are ready, from the kill on, or from the end of
+the stop. *Untrue* is for how long `/readyz`, polled 20 times a second, said that a model is ready
+of which no request under way was answered 200 within {LATE_SECONDS:g} s: the longest of all times.
+When the server process is killed, the test starts it again, as a supervisor would. *The other
+model* counts what became of its requests while this one's workers were hit.""",
 )
 
 
@@ -268,6 +267,24 @@ def once(server: ServerProcess, fault: Fault, tally: Tally) -> None:
         tally.untrue.append(untrue_seconds(readiness.polls, load.outcomes, model))
 
 
+def note(fault: Fault, tally: Tally) -> None:
+    other = counts(tally.others)
+    SECTION.record(
+        {
+            "fault": fault.name,
+            "times": len(tally.recovery),
+            **counts(tally.outcomes or tally.others),
+            "slowest answer s": slowest(tally.outcomes or tally.others),
+            "full strength, median s": statistics.median(tally.recovery),
+            "longest s": max(tally.recovery),
+            "untrue, longest s": max(tally.untrue),
+            "the other model": "hit, too"
+            if not tally.others
+            else f"{other['sent']:,} sent, {sum(other.values()) - other['sent']} not in time",
+        }
+    )
+
+
 @pytest.mark.timeout(3600)
 def test_every_process_is_killed_and_stopped(server: ServerProcess) -> None:
     shared = set(Path("/dev/shm").iterdir())
@@ -275,22 +292,7 @@ def test_every_process_is_killed_and_stopped(server: ServerProcess) -> None:
     for _ in range(ROUNDS):
         for fault in FAULTS:
             once(server, fault, tallies[fault.name])
-    for fault in FAULTS:
-        tally = tallies[fault.name]
-        hit, other = counts(tally.outcomes or tally.others), counts(tally.others)
-        SECTION.record(
-            {
-                "fault": fault.name,
-                **hit,
-                "slowest answer s": slowest(tally.outcomes or tally.others),
-                "full strength, median s": statistics.median(tally.recovery),
-                "longest s": max(tally.recovery),
-                "untrue, longest s": max(tally.untrue),
-                "the other model": "hit, too"
-                if not tally.others
-                else f"{other['sent']:,} sent, {sum(other.values()) - other['sent']} not in time",
-            }
-        )
+            note(fault, tallies[fault.name])
     for fault in FAULTS:
         tally = tallies[fault.name]
         print(fault.name, [o for o in tally.outcomes if o.status == LOST][:3])
@@ -336,6 +338,7 @@ def test_workers_without_memory(server: ServerProcess) -> None:
     SECTION.record(
         {
             "fault": "memory of all workers of a model exhausted",
+            "times": ROUNDS,
             **hit,
             "slowest answer s": slowest(load.outcomes),
         },
