@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.server_side import Sample, _mismatches, difference, scrape
 from loadtest.servers import wait_until
+from tests.reliability.processes import named, workers
 from tests.reliability.record import Section, scaled
-from tests.reliability.test_faults import named, workers
 from tests.reliability.traffic import LOST, Load, keep_alive
 from tests.serving import ROOT, ServerProcess, serving
 

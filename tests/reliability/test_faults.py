@@ -20,6 +20,7 @@ import requests
 
 from loadtest.servers import wait_until
 from tests.images import dearest_png
+from tests.reliability.processes import named, workers
 from tests.reliability.record import Section, scaled
 from tests.reliability.traffic import LOST, REFUSED, Load, Outcome, keep_alive, of_status
 from tests.serving import ROOT, ServerProcess, serving
@@ -69,28 +70,6 @@ class Fault:
     how: signal.Signals
     hits: tuple[str, ...]
     lost: int
-
-
-def named(name: str) -> Callable[[ServerProcess], list[psutil.Process]]:
-    def find(server: ServerProcess) -> list[psutil.Process]:
-        found = []
-        for process in server.family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.name() == name:
-                    found.append(process)
-        return found
-
-    return find
-
-
-def workers(server: ServerProcess, model: str) -> list[psutil.Process]:
-    """Its workers; a worker's command line does not name its model, but its directory does."""
-    pids = set()
-    for file in server.temporary.glob("serve-*/metrics/gauge_livemax_*.db"):
-        with contextlib.suppress(FileNotFoundError):  # it was folded
-            if f'"{model}"'.encode() in file.read_bytes():
-                pids.add(int(file.stem.rpartition("_")[2]))
-    return [p for p in server.family() if p.pid in pids]  # a zombie has no command line
 
 
 def server_process(server: ServerProcess) -> list[psutil.Process]:

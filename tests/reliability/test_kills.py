@@ -11,7 +11,7 @@ import requests
 
 from loadtest.servers import wait_until
 from tests.archives import foreign
-from tests.reliability.test_faults import named
+from tests.reliability.processes import named
 from tests.reliability.traffic import Load, keep_alive
 from tests.serving import ServerProcess, serving
 

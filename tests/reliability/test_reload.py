@@ -19,8 +19,8 @@ from handler.card import CARD_FILE
 from loadtest.servers import wait_until
 from server.store import read_archive
 from tests.archives import FAILING_HANDLER, SLOW_HANDLER, altered, foreign
+from tests.reliability.processes import named
 from tests.reliability.record import Section, scaled
-from tests.reliability.test_faults import named
 from tests.reliability.traffic import LOST, Load, Outcome, keep_alive, percentile
 from tests.serving import ROOT, ServerProcess, serving
 

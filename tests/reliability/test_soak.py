@@ -15,8 +15,8 @@ import requests
 from scipy import stats
 
 from loadtest.servers import wait_until
+from tests.reliability.processes import named
 from tests.reliability.record import LONG, Cell, Section, scaled
-from tests.reliability.test_faults import named
 from tests.reliability.traffic import (
     LOST,
     Load,
