@@ -21,7 +21,7 @@ def named(name: str) -> Callable[[ServerProcess], list[psutil.Process]]:
 
 
 def workers(server: ServerProcess, model: str) -> list[psutil.Process]:
-    """Its workers; a worker's command line does not name its model, but its directory does."""
+    """Its workers. Their command lines do not name the model, but the files of their metrics do."""
     pids = set()
     for file in server.temporary.glob("serve-*/metrics/gauge_livemax_*.db"):
         with contextlib.suppress(FileNotFoundError):  # it was folded
