@@ -79,20 +79,26 @@ def server_process(server: ServerProcess) -> list[psutil.Process]:
 BOTH = ("mnist", "xor")
 ALL = sum(USERS.values())
 STOP, KILL = signal.SIGSTOP, signal.SIGKILL
-FAULTS = [
-    Fault("a worker stopped", lambda s: workers(s, "mnist")[:1], STOP, ("mnist",), 0),
-    Fault("all workers of a model stopped", lambda s: workers(s, "mnist"), STOP, ("mnist",), 0),
-    Fault("the JVM stopped", named("java"), STOP, BOTH, 0),
-    Fault("the front door stopped", named("haproxy"), STOP, BOTH, 0),
-    Fault("the server process stopped", server_process, STOP, (), 0),
-    Fault("a worker killed", lambda s: workers(s, "mnist")[:1], KILL, ("mnist",), 0),
-    Fault("all workers of a model killed", lambda s: workers(s, "mnist"), KILL, ("mnist",), 0),
-    Fault("the front door killed", named("haproxy"), KILL, BOTH, ALL),
-    Fault("the JVM killed", named("java"), KILL, BOTH, ALL),
-    # The last: the server that is started after it has a clean slate, and starts again at once what
-    # is killed next.
-    Fault("the server process killed", server_process, KILL, BOTH, ALL),
-]
+FAULTS = {
+    "stopped": [
+        Fault("a worker stopped", lambda s: workers(s, "mnist")[:1], STOP, ("mnist",), 0),
+        Fault("all workers of a model stopped", lambda s: workers(s, "mnist"), STOP, ("mnist",), 0),
+        Fault("the JVM stopped", named("java"), STOP, BOTH, 0),
+        Fault("the front door stopped", named("haproxy"), STOP, BOTH, 0),
+        Fault("the server process stopped", server_process, STOP, (), 0),
+    ],
+    "workers killed": [
+        Fault("a worker killed", lambda s: workers(s, "mnist")[:1], KILL, ("mnist",), 0),
+        Fault("all workers of a model killed", lambda s: workers(s, "mnist"), KILL, ("mnist",), 0),
+    ],
+    # The server that is started after the last has a clean slate, and so starts the next two again
+    # at once.
+    "others killed": [
+        Fault("the front door killed", named("haproxy"), KILL, BOTH, ALL),
+        Fault("the JVM killed", named("java"), KILL, BOTH, ALL),
+        Fault("the server process killed", server_process, KILL, BOTH, ALL),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -265,14 +271,15 @@ def note(fault: Fault, tally: Tally) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_every_process_is_killed_and_stopped(server: ServerProcess) -> None:
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
+def test_every_process_is_killed_and_stopped(server: ServerProcess, faults: list[Fault]) -> None:
     shared = set(Path("/dev/shm").iterdir())
-    tallies = {fault.name: Tally() for fault in FAULTS}
+    tallies = {fault.name: Tally() for fault in faults}
     for _ in range(ROUNDS):
-        for fault in FAULTS:
+        for fault in faults:
             once(server, fault, tallies[fault.name])
             note(fault, tallies[fault.name])
-    for fault in FAULTS:
+    for fault in faults:
         tally = tallies[fault.name]
         print(fault.name, [o for o in tally.outcomes if o.status == LOST][:3])
         assert tally.most_lost <= fault.lost, fault.name
