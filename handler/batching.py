@@ -123,6 +123,9 @@ class BatchHandler:
                 queries[index] = self.parse(request, headers)
             except RequestError as error:
                 errors[index] = error
+            except MemoryError:
+                logger.exception("request %s does not fit into memory", id_of(headers))
+                errors[index] = OutOfMemoryError("the request does not fit into memory")
             except Exception:
                 # A defect that one request has found; its neighbours are answered all the same.
                 logger.exception(

@@ -104,7 +104,7 @@ class Picture:
             raise UnsupportedMediaTypeError(
                 f"not a supported image: expected one of {', '.join(FORMATS)}"
             ) from None
-        except RequestError:
+        except (RequestError, MemoryError):
             raise
         except (IndexError, struct.error):
             raise RequestError("the image cannot be read: it is truncated") from None
@@ -139,6 +139,7 @@ class Picture:
 
         Raises:
             RequestError: truncated, corrupt, or blank.
+            MemoryError: there is no memory for the pixels.
         """
         image = self._image
         try:
@@ -147,6 +148,8 @@ class Picture:
             image.draft("L", None)  # a JPEG's luminance alone, which takes a third of the time
             image.load()
             orientation = image.getexif().get(0x0112)
+        except MemoryError:  # the image may be in order
+            raise
         except Exception as error:  # noqa: BLE001 (decoders raise nearly every built-in exception)
             raise RequestError(f"the {image.format} image cannot be decoded: {error}") from None
         if is_gray and is_opaque and image.size == (SIDE, SIDE):

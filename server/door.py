@@ -291,6 +291,16 @@ class Door:
             self._admin = None
             raise
 
+    def is_answering(self) -> bool:
+        """Whether it answers within a second."""
+        try:
+            if self._admin is None:
+                self._admin = self._connect_admin()
+            self.command("show var proc.draining")
+        except OSError:
+            return False
+        return True
+
     def requests_under_way(self) -> int:
         """How many requests the door has begun to read and not yet answered to the end.
 

@@ -40,8 +40,12 @@ class Exposition:
                     return generate_latest(registry)
             return generate_latest(registry)
 
+    def fold(self) -> None:
+        """Add up the files of dead workers, for a server that nobody scrapes."""
+        with self._lock:
+            self._fold()
+
     def _fold(self) -> None:
-        """Add up the files of dead workers."""
         for kind in ("counter", "histogram"):
             dead = [file for file in self._directory.glob(f"{kind}_*.db") if _is_dead(file)]
             if not dead:

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """The interpreter with which TorchServe starts its workers.
 
-It runs TorchServe's own worker with three changes. It leaves a file in the run's directory for each
+It runs TorchServe's own worker with four changes. It leaves a file in the run's directory for each
 worker process, so that restarts can be counted. It leaves another with the reason if a model fails
-to load, which TorchServe itself does not report. And it reads requests from the frontend through a
-buffer: TorchServe's reader makes a system call for every field, about thirty per request.
+to load, which TorchServe itself does not report. It reads requests from the frontend through a
+buffer: TorchServe's reader makes a system call for every field, about thirty per request. And it
+ends when the frontend does, whatever it computes.
 """
 
 import functools
@@ -12,8 +13,10 @@ import json
 import logging
 import os
 import runpy
+import select
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,24 @@ def instrument(run_directory: Path) -> None:
     otf_message_handler._retrieve_buffer = retrieve_first  # noqa: SLF001
 
 
+def end_with_parent() -> None:
+    """End this process with the frontend.
+
+    TorchServe's worker notices its end when it reads the next request, and so never while a handler
+    computes for ever.
+    """
+    try:
+        parent = os.pidfd_open(os.getppid())
+    except OSError:  # a kernel before 5.3, or a sandbox that does not let it through
+        return
+
+    def wait() -> None:
+        select.select([parent], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
+
+
 def reason_without_gpu(gpu_id: int | None) -> str | None:
     """Why a worker cannot use the GPU that TorchServe gave it, or None if it can."""
     import torch
@@ -125,6 +146,7 @@ def main() -> None:
     del sys.argv[0]
     run_directory = os.environ.get(RUN_DIRECTORY)
     if run_directory and Path(sys.argv[0]).name == "model_service_worker.py":
+        end_with_parent()
         try:
             instrument(Path(run_directory))
         except AttributeError as error:

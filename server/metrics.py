@@ -39,13 +39,14 @@ class Tally:
     Attributes:
         torchserve_starts: TorchServe processes started.
         door_starts: doors started.
-        worker_starts: worker processes of TorchServes that have ended.
+        worker_starts: worker processes started, by the TorchServe that did. An entry only grows: a
+            TorchServe that has handed over may still start workers while it answers what it has.
         reloads: by result, one of `RELOAD_RESULTS`.
     """
 
     torchserve_starts: int = 0
     door_starts: int = 0
-    worker_starts: int = 0
+    worker_starts: dict[str, int] = field(default_factory=dict)
     reloads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RELOAD_RESULTS, 0))
 
 
@@ -117,7 +118,7 @@ class ServerMetrics(Collector):
             (
                 "worker",
                 "Worker processes started, for all models.",
-                tally.worker_starts + snapshot.worker_starts,
+                sum(tally.worker_starts.values()),
             ),
             ("torchserve", "TorchServe processes started.", tally.torchserve_starts),
             ("door", "Processes of the front door started.", tally.door_starts),

@@ -13,7 +13,6 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from server.counters import Succession
 from server.door import Door, DoorError, Route, read_tokens, routes
 from server.exposition import Exposition
 from server.metrics import ServerMetrics, Tally
+from server.run_directory import RunDirectory, sweep
 from server.settings import Address, Settings
 from server.store import Archive, StoreError, copy_archives, find_archives
 from server.torchserve import TorchServe, TorchServeError
@@ -40,6 +40,9 @@ _MAX_FAILURES = len(_BACK_OFF_SECONDS)
 _LASTING_SECONDS = 60.0
 # A frontend that has not answered for so long will not come back by itself.
 _UNRESPONSIVE_SECONDS = 60.0
+# The door passes everything on, and is to be replaced sooner; asking it costs nothing. One that is
+# merely short of processor time answers within these.
+_DOOR_SECONDS, _DOOR_SILENT_SECONDS, _DOOR_UNRESPONSIVE_SECONDS = 1.0, 2.0, 10.0
 # A scrape waits this long for a frontend to answer, and then shows what it said before.
 _REFRESH_SECONDS = 0.4
 # At the end only idle connections are left: how long they may take to send the request that is
@@ -53,6 +56,9 @@ _ACCEPT_SECONDS = 0.1
 _SO_ATTACH_FILTER, _BPF_RET = 26, 6
 # Between looks at the files of tokens and of the certificate.
 _FILES_SECONDS = 2.0
+# Between looks for metrics of workers that have died: a scrape folds them as well, but a server may
+# have nobody who scrapes it, and each worker leaves up to 3 MiB.
+_FOLD_SECONDS = 5.0
 
 
 class ServerError(Exception):
@@ -147,7 +153,9 @@ class Supervisor:
     def __init__(self, settings: Settings, archives: list[Archive]) -> None:
         self._settings = settings
         self._archives = archives
-        self._directory = Path(tempfile.mkdtemp(prefix="serve-"))
+        sweep()
+        self._run_directory = RunDirectory()
+        self._directory = self._run_directory.path
         self._metrics_directory = self._directory / "metrics"
         self._metrics_directory.mkdir()
         self._control_socket = self._directory / "control.sock"
@@ -170,12 +178,16 @@ class Supervisor:
         self._torchserve_failures = Failures()
         self._door_failures = Failures()
         self._door_started = 0.0
+        # When the door was asked last, and when it was asked first without an answer since.
+        self._door_asked = 0.0
+        self._door_silent: float | None = None
         # Reloads that were asked for, and those that the candidate is the answer to.
         self._reloads: list[Reload] = []
         self._pending: list[Reload] = []
         self._hang_up = False
         self._files_seen: tuple[Any, ...] = ()
         self._files_looked = 0.0
+        self._folded = 0.0
         self.tally = Tally()
         self._exposition = Exposition(self._metrics_directory)
         self._torchserve_metrics = Succession()
@@ -214,7 +226,7 @@ class Supervisor:
                     self._serve()
                 return self._drain()
         finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._run_directory.remove()
 
     @contextlib.contextmanager
     def _catch_signals(self) -> Iterator[None]:
@@ -305,6 +317,7 @@ class Supervisor:
             self._tend_generation()
             self._tend_reload()
             self._tend_files()
+            self._tend_metrics()
             self._wait()
 
     def _wait(self) -> None:
@@ -353,7 +366,7 @@ class Supervisor:
         """End a generation, and keep what it counted."""
         generation.end()
         self._torchserve_metrics.end(generation.name)
-        self.tally.worker_starts += generation.torchserve.worker_starts()
+        self.tally.worker_starts[generation.name] = generation.torchserve.worker_starts()
         shutil.rmtree(generation.torchserve.directory, ignore_errors=True)
         # A generation that was started again after a crash shares the archives of the one before.
         users = [each for each in (self._current, self._candidate) if each]
@@ -484,7 +497,8 @@ class Supervisor:
             door.kill()
             raise
         self.tally.door_starts += 1
-        self._door_started = time.monotonic()
+        self._door_started = self._door_asked = time.monotonic()
+        self._door_silent = None
         old, self._door = self._door, door
         self._ways = ways
         self._door_metrics.update(door.name, door.metrics())
@@ -497,8 +511,9 @@ class Supervisor:
             self._discard(previous)
 
     def _tend_door(self) -> None:
-        """Start the door again if it has died."""
+        """Start the door again if it has died, or stands still."""
         assert self._door
+        self._ask_door(self._door)
         if self._door.exit_code is None:
             if time.monotonic() - self._door_started > _LASTING_SECONDS:
                 self._door_failures.forget()
@@ -518,6 +533,20 @@ class Supervisor:
             return
         dead.kill()
         self._door_metrics.end(dead.name)
+
+    def _ask_door(self, door: Door) -> None:
+        """Note whether the door answers; kill one that has not for long."""
+        now = time.monotonic()
+        if now - self._door_asked < _DOOR_SECONDS or door.exit_code is not None:
+            return
+        if door.is_answering():
+            self._door_silent = None
+        elif self._door_silent is None:
+            self._door_silent = now
+        elif now - self._door_silent > _DOOR_UNRESPONSIVE_SECONDS:
+            _warn(f"the front door has not answered for {now - self._door_silent:.0f} s")
+            door.kill()
+        self._door_asked = time.monotonic()
 
     def _tend_leaving(self) -> None:
         """End doors that have answered everything, and the generations that only they used."""
@@ -561,6 +590,13 @@ class Supervisor:
             _warn(f"tokens and certificate stay as they were: {error}")
         else:
             print("tokens and certificate were read again", flush=True)
+
+    def _tend_metrics(self) -> None:
+        """Have the files of dead workers' metrics added up."""
+        now = time.monotonic()
+        if now - self._folded >= _FOLD_SECONDS:
+            self._folded = now
+            self._exposition.fold()
 
     # --- The end.
 
@@ -659,6 +695,11 @@ class Supervisor:
         if generation:
             snapshot = generation.watcher.refresh(_REFRESH_SECONDS)
             self._torchserve_metrics.update(generation.name, snapshot.metrics)
+        for each in (self._current, self._candidate):
+            if each:
+                starts = self.tally.worker_starts
+                seen = each.watcher.snapshot.worker_starts
+                starts[each.name] = max(starts.get(each.name, 0), seen)
         if door:
             self._door_metrics.update(door.name, door.metrics())
         doors = self._door_metrics.text()
@@ -692,6 +733,15 @@ class Supervisor:
             replace(model, reason=snapshot.reason(model) or waiting) for model in snapshot.models
         ]
 
+    def _door_reason(self) -> str | None:
+        """Why the door passes nothing on, if it does not."""
+        door, silent = self._door, self._door_silent
+        if door is None or door.exit_code is not None:
+            return "the front door has ended"
+        if silent is not None and time.monotonic() - silent > _DOOR_SILENT_SECONDS:
+            return "the front door is not answering"
+        return None
+
     def readiness(self) -> tuple[int, dict[str, Any]]:
         """200 when every model can answer; else 503, which model, and why."""
         seen = self.models()
@@ -707,17 +757,17 @@ class Supervisor:
                 state["reason"] = model.reason
             several = sum(m.archive.name == model.archive.name for m in seen) > 1
             models[model.archive.key if several else model.archive.name] = state
-        has_door = self._door is not None and self._door.exit_code is None
+        door = self._door_reason()
         status = "ready"
         if self._draining:
             status = "draining"
         elif not self._started:
             status = "starting"
-        elif not has_door or not all(state["ready"] for state in models.values()):
+        elif door or not all(state["ready"] for state in models.values()):
             status = "not ready"
         report: dict[str, Any] = {"status": status, "models": models}
-        if status == "not ready" and not has_door:
-            report["reason"] = "the front door has ended"
+        if status == "not ready" and door:
+            report["reason"] = door
         if self._missing_patches:
             report["notes"] = [
                 f"this TorchServe is not 0.12.0: {MISSING_PATCHES[patch]}"

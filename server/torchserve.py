@@ -144,6 +144,10 @@ class TorchServe:
             f"-Dmodel_server_home={home}",
             f"-Dlog4j2.configurationFile={(_PACKAGE / 'log4j2.xml').as_uri()}",
             f"-Djava.io.tmpdir={self.directory}",
+            # It is always killed, and so would leave a file of 32 KiB in /tmp/hsperfdata_USER.
+            "-XX:-UsePerfData",
+            # A crash is described in the log, not in a file in the working directory.
+            "-XX:+ErrorFileToStderr",
             *self._settings.vmargs,
             *("-cp", f"{changed}:{jars}/*"),
             "org.pytorch.serve.ModelServer",

@@ -2,8 +2,10 @@
 
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,15 +19,29 @@ from handler.card import CARD_FILE
 from loadtest.servers import wait_until
 from server.store import read_archive
 from tests.archives import FAILING_HANDLER, SLOW_HANDLER, altered, foreign
-from tests.reliability.traffic import Load, Outcome, describe, keep_alive
+from tests.reliability.processes import named
+from tests.reliability.record import Section, scaled
+from tests.reliability.traffic import LOST, Load, Outcome, keep_alive, percentile
 from tests.serving import ROOT, ServerProcess, serving
 
 VERSION_HANDLER = """
 def handle(requests, context):
     if requests is None:
         return None
-    return [b"{version}"] * len(requests)
+    return [
+        b"{version}" + b" " * (1_000_000 if bytes(request["body"]) == b"long" else 0)
+        for request in requests
+    ]
 """
+CHANGES = scaled(2, 10)
+CHANGES_SECTION = Section(
+    31,
+    "Changes of models under load",
+    f"""{CHANGES} in a row, each `POST /reload` with another version in the store, while 24 clients
+go on: six that send without a pause, six that idle for 0.3 s, four with a connection a request,
+four that send 1 MiB, and four that take half a second to read an answer of 1 MB. The case fails if
+a request is lost or refused, or if a connection that met a version meets an older one.""",
+)
 
 
 def put(store: Path, version: str) -> None:
@@ -40,10 +56,10 @@ def reload(server: ServerProcess) -> requests.Response:
     return requests.post(f"{server.telemetry}/reload", timeout=180)
 
 
-def versions_by_connection(outcomes: list[Outcome]) -> list[list[bytes]]:
-    seen: dict[int, list[bytes]] = defaultdict(list)
+def versions_by_connection(outcomes: list[Outcome]) -> list[list[float]]:
+    seen: dict[int, list[float]] = defaultdict(list)
     for outcome in outcomes:  # in the order of their ends, which is that of each connection
-        seen[outcome.connection].append(outcome.body)
+        seen[outcome.connection].append(float(outcome.body))
     return list(seen.values())
 
 
@@ -54,29 +70,44 @@ def test_under_load_nothing_is_lost_and_no_connection_goes_back(tmp_path: Path) 
         busy = [keep_alive(url, [b"x"]) for _ in range(6)]
         idle = [keep_alive(url, [b"x"], idle=0.3) for _ in range(6)]
         short = [keep_alive(url, [b"x"], idle=0.01, one_connection=False) for _ in range(4)]
-        large = [keep_alive(url, [b"x" * 900_000], idle=0.05) for _ in range(2)]
-        with Load(*busy, *idle, *short, *large) as load:
-            for version in ("2.0", "3.0", "4.0"):
+        large = [keep_alive(url, [b"x" * (1 << 20)], idle=0.05) for _ in range(4)]
+        slow = [keep_alive(url, [b"long"], idle=0.05, read_pause=0.05) for _ in range(4)]
+        seconds = []
+        with Load(*busy, *idle, *short, *large, *slow) as load:
+            for number in range(2, 2 + CHANGES):
+                version = f"{number}.0"
                 wait_until(lambda: len(load.outcomes) > 300)
                 put(tmp_path, version)
+                began = time.monotonic()
                 answer = reload(server)
+                seconds.append(time.monotonic() - began)
                 assert answer.status_code == 200, answer.text
                 assert list(answer.json()["models"]) == [f"m/{version}"]
                 # From the answer on, a new connection meets the new version.
                 assert requests.post(url, data="x", timeout=60).text == version
                 seen = len(load.outcomes)
                 wait_until(lambda seen=seen: len(load.outcomes) > seen + 300)  # type: ignore[misc]
-        print(describe(load))
+        CHANGES_SECTION.record(
+            {
+                "what": f"{CHANGES} changes of models",
+                "sent": len(load.outcomes),
+                "lost": load.statuses[LOST],
+                "refused": load.statuses[503],
+                "p99 ms": 1e3 * percentile(load.outcomes, 0.99),
+                "a change, median s": statistics.median(seconds),
+            }
+        )
         assert set(load.statuses) == {200}
         for versions in versions_by_connection(load.outcomes):
             assert versions == sorted(versions)
-        assert {outcome.body for outcome in load.outcomes} == {b"1.0", b"2.0", b"3.0", b"4.0"}
+        expected = {float(number) for number in range(1, 2 + CHANGES)}
+        assert {float(outcome.body) for outcome in load.outcomes} == expected
         total = server.metric("serving_responses_total", model="m", code="2xx")
-        assert total == len(load.outcomes) + 3
-        assert server.metric("serving_reloads_total", result="done") == 3
+        assert total == len(load.outcomes) + CHANGES
+        assert server.metric("serving_reloads_total", result="done") == CHANGES
         # The generations before are gone.
-        wait_until(lambda: len([p for p in server.family() if p.name() == "java"]) == 1)
-        wait_until(lambda: len([p for p in server.family() if p.name() == "haproxy"]) == 1)
+        for name in ("java", "haproxy"):
+            wait_until(lambda name=name: len(named(name)(server)) == 1)  # type: ignore[misc]
 
 
 def test_the_command_and_the_signal(tmp_path: Path) -> None:

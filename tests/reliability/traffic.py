@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -20,7 +20,7 @@ TIMEOUT_SECONDS = 60.0
 _connections = itertools.count(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a request.
 
@@ -46,12 +46,13 @@ class Client:
     Args:
         url: of the server, with the path.
         pause: seconds between the parts of a body that is sent in ten, or 0 to send it as one.
+        read_pause: likewise of an answer that is read in ten parts.
     """
 
-    def __init__(self, url: str, pause: float = 0.0) -> None:
+    def __init__(self, url: str, pause: float = 0.0, read_pause: float = 0.0) -> None:
         parts = urlsplit(url)
         self._host, self._port, self._path = parts.hostname, parts.port, parts.path
-        self._pause = pause
+        self._pause, self._read_pause = pause, read_pause
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._connection = 0
 
@@ -64,7 +65,9 @@ class Client:
 
         try:
             if self._streams is None:
-                connecting = asyncio.open_connection(self._host, self._port, limit=1 << 24)
+                # What a slow reader has not read is to wait in the server, not in this process.
+                limit = 1 << 14 if self._read_pause else 1 << 24
+                connecting = asyncio.open_connection(self._host, self._port, limit=limit)
                 self._streams = await asyncio.wait_for(connecting, TIMEOUT_SECONDS)
                 self._connection = next(_connections)
         except (OSError, TimeoutError):
@@ -98,11 +101,16 @@ class Client:
             await self.close()
         return status, content
 
-    @staticmethod
-    async def _read(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
+    async def _read(self, reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length:")[2].partition("\r\n")[0])
-        content = await reader.readexactly(length)
+        content = b""
+        while len(content) < length:
+            rest = length - len(content)
+            part = min(rest, length // 10 + 1) if self._read_pause else rest
+            content += await reader.readexactly(part)
+            if self._read_pause:
+                await asyncio.sleep(self._read_pause)
         return int(head.split(" ", 2)[1]), content, "connection: close" in head
 
     async def close(self) -> None:
@@ -163,6 +171,7 @@ def keep_alive(  # noqa: PLR0913 (each is a way in which clients differ)
     *,
     idle: float = 0.0,
     pause: float = 0.0,
+    read_pause: float = 0.0,
     headers: str = "",
     count: int | None = None,
     one_connection: bool = True,
@@ -173,14 +182,14 @@ def keep_alive(  # noqa: PLR0913 (each is a way in which clients differ)
         url: with the path.
         bodies: in turn.
         idle: seconds between an answer and the next request.
-        pause: see `Client`.
+        pause, read_pause: see `Client`.
         headers: lines of each request.
         count: of requests, or None to go on until the load is over.
         one_connection: whether it keeps its connection from request to request.
     """
 
     async def user(load: Load) -> None:
-        client = Client(url, pause)
+        client = Client(url, pause, read_pause)
         number = 0
         while not load.over and number != count:
             outcome = await client.ask(bodies[number % len(bodies)], headers)
@@ -196,21 +205,45 @@ def keep_alive(  # noqa: PLR0913 (each is a way in which clients differ)
     return user
 
 
-def open_loop(
-    url: str, body: bytes, rate: float, seconds: float, headers: str = ""
+def open_loop(  # noqa: PLR0913 (each is a way in which loads differ)
+    url: str,
+    body: bytes,
+    rate: float,
+    seconds: float,
+    *,
+    delay: float = 0.0,
+    connections: int | None = None,
 ) -> Callable[[Load], Awaitable[None]]:
-    """A user that sends at a rate, whatever the answers do, over as many connections as needed."""
+    """A user that sends at a rate, whatever the answers do.
+
+    Outcomes of 200 are without their bodies, as there may be a million.
+
+    Args:
+        url: with the path.
+        body: of every request.
+        rate: requests a second, a Poisson process.
+        seconds: from the first request to the last.
+        delay: seconds before the first.
+        connections: of which each takes its turn, or None for as many as are needed. A request that
+            waits for one counts from when it was to be sent.
+    """
 
     async def user(load: Load) -> None:
-        idle: list[Client] = []
+        idle: asyncio.Queue[Client] = asyncio.Queue()
+        for _ in range(connections or 0):
+            idle.put_nowait(Client(url))
         tasks: set[asyncio.Task[None]] = set()
 
         async def one(sent: float) -> None:
-            client = idle.pop() if idle else Client(url)
-            load.outcomes.append(await client.ask(body, headers, sent))
-            idle.append(client)
+            client = Client(url) if connections is None and idle.empty() else await idle.get()
+            if connections is not None and load.over:  # it was never sent
+                idle.put_nowait(client)
+                return
+            outcome = await client.ask(body, sent=sent)
+            load.outcomes.append(replace(outcome, body=b"") if outcome.status == 200 else outcome)
+            idle.put_nowait(client)
 
-        start = time.monotonic()
+        start = time.monotonic() + delay
         for moment in schedule("poisson", rate, start, random.Random(1)):
             if moment > start + seconds or load.over:
                 break
@@ -219,8 +252,8 @@ def open_loop(
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         await asyncio.gather(*tasks)
-        for client in idle:
-            await client.close()
+        while not idle.empty():
+            await idle.get_nowait().close()
 
     return user
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from prometheus_client import CollectorRegistry
 
 from handler import v2
@@ -111,6 +112,22 @@ def test_a_failed_forward_is_not_an_overload_and_does_not_end_the_worker(
         answers = ask(handler, good, b"{", good)
     assert [status for status, _ in answers] == [code, 400, code]
     assert ask(handler, good)[0][0] == 200
+
+
+def test_a_picture_that_does_not_fit_into_memory_is_not_called_damaged(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = loaded(MnistHandler, "mnist")
+    (image,) = noise(1)
+
+    def fail(_: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    large = encode(picture(image).resize((56, 56)))
+    answers = ask(handler, large, json.dumps({"instances": [image.tolist()]}).encode())
+    assert [code for code, _ in answers] == [507, 200]
+    assert "the request does not fit into memory" in answers[0][1]["message"]
 
 
 def test_a_body_that_torchserve_has_decoded(loaded: Load) -> None:

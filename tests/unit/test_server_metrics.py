@@ -23,7 +23,11 @@ haproxy_server_current_queue{proxy="model:m",server="large"} 1
 
 def read(snapshot: Snapshot, missing: frozenset[str] = frozenset()) -> dict[str, float]:
     """Every sample that is not memory, by name and the values of its labels."""
-    metrics = ServerMetrics(lambda: snapshot, Tally(worker_starts=5), lambda: missing)
+    metrics = ServerMetrics(
+        lambda: snapshot,
+        Tally(worker_starts={"generation-1": 5, "generation-2": 3}),
+        lambda: missing,
+    )
     return {
         " ".join([sample.name, *sample.labels.values()]): sample.value
         for family in text_string_to_metric_families(metrics.text(DOOR).decode())
@@ -34,7 +38,7 @@ def read(snapshot: Snapshot, missing: frozenset[str] = frozenset()) -> dict[str,
 def snapshot(age: float = 0.0, reason: str | None = None) -> Snapshot:
     archive = Archive(Path("m.mar"), "m", "2.0", None, 1, "")
     model = ModelState(archive, reason, workers=2, minimum=2, queued=7)
-    return Snapshot((model,), time.monotonic() - age, worker_starts=3)
+    return Snapshot((model,), time.monotonic() - age)
 
 
 def test_a_model_that_is_ready() -> None:
