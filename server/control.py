@@ -215,6 +215,15 @@ class _ImpatientProtocol(H11Protocol):
         if self._waits_for_headers():
             self.transport.close()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP in the form of the other errors; uvicorn's own is plain text."""
+        refusal = problem(400, "BadRequestException", f"the request is malformed: {msg}")
+        headers = [*refusal.raw_headers, (b"connection", b"close")]
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        head = b"HTTP/1.1 400 Bad Request\r\n%s\r\n" % lines
+        self.transport.write(head + bytes(refusal.body))
+        self.transport.close()
+
     def _waits_for_headers(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
