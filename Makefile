@@ -12,7 +12,7 @@ CLIENTS_SETUP := $(CLIENTS_VENV)/.installed
 
 LOCK := $(PY) -m uv pip compile --quiet
 
-.PHONY: help setup lock audit train models serve unit test deploy-tools check loadtest bench bench-gpu image manifests clean
+.PHONY: help setup lock audit train models serve unit test test-reliability deploy-tools check loadtest bench bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -72,6 +72,11 @@ unit: $(SETUP) ## run the tests that start no server (seconds)
 
 test: $(SETUP) $(DEPLOY_SETUP) $(CLIENTS_SETUP) ## run every test, and measure coverage
 	@$(PY) -m pytest --cov
+
+test-reliability: $(SETUP) ## measure faults, overload and hostile input at length, and write tests/reliability/README.md (25 minutes)
+	@rm -rf artifacts/reliability/long
+	@RELIABILITY=long $(PY) -m pytest tests/reliability $(ARGS)
+	@$(PY) -m tests.reliability.report
 
 deploy-tools: ## install what tests of images, rules, the page and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2

@@ -12,6 +12,7 @@ DOCUMENTS = [
     ROOT / "model_store" / "README.md",
     ROOT / "training" / "README.md",
     *ROOT.glob("deploy/**/*.md"),
+    *ROOT.glob("tests/**/*.md"),
 ]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
