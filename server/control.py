@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import hmac
 import ipaddress
 import socket
 import threading
@@ -174,7 +175,9 @@ def _may_reload(request: Request, token_file: Path | None) -> bool:
     if token_file is None or scheme.lower() != "bearer":
         return False
     with contextlib.suppress(DoorError):
-        return hashlib.sha256(token.strip().encode()).hexdigest() in read_tokens(token_file)
+        digest = hashlib.sha256(token.strip().encode()).hexdigest()
+        known = read_tokens(token_file)
+        return sum(hmac.compare_digest(digest, each) for each in known) > 0
     return False
 
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import hypothesis
 import psutil
@@ -27,6 +26,7 @@ from tests.reliability import hostile
 from tests.reliability.flood import Tally, flood
 from tests.reliability.record import Section, scaled
 from tests.reliability.traffic import Load, open_loop, percentile
+from tests.reliability.wire import port_of
 from tests.serving import ServerProcess, serving
 
 SEED = 20261126
@@ -54,12 +54,6 @@ SECTION = Section(
 def server(store: Path) -> Iterator[ServerProcess]:
     with serving(store, TS_DEFAULT_WORKERS_PER_MODEL="2") as running:
         yield running
-
-
-def port_of(server: ServerProcess) -> int:
-    port = urlsplit(server.inference).port
-    assert port
-    return port
 
 
 def memory(server: ServerProcess) -> dict[str, float]:
@@ -122,7 +116,7 @@ def in_another_process(server: ServerProcess, seed: int, count: int) -> Tally:
     """A flood from a process of its own, whose work does not delay the neighbour's clock."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(flood, port_of(server), seed, count, RATE).result()
+        return pool.submit(flood, port_of(server.inference), seed, count, RATE).result()
 
 
 def starts(server: ServerProcess) -> list[float]:
@@ -132,7 +126,7 @@ def starts(server: ServerProcess) -> list[float]:
 
 
 def test_a_flood_harms_nobody(server: ServerProcess) -> None:
-    port = port_of(server)
+    port = port_of(server.inference)
     one_of_each = in_another_process(server, SEED - 1, scaled(1_000, 10_000))
     assert one_of_each.failures == []
     for bomb in hostile.bombs():

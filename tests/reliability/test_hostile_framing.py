@@ -8,13 +8,12 @@ import itertools
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import pytest
 
 from tests.archives import SLOW_HANDLER, foreign
 from tests.reliability.traffic import Client, Load
-from tests.reliability.wire import Answer, read_answer, request
+from tests.reliability.wire import Answer, port_of, read_answer, request
 from tests.serving import ServerProcess, serving
 
 PATH = "/predictions/echo"
@@ -210,12 +209,6 @@ class Neighbours:
         await client.close()
 
 
-def port_of(server: ServerProcess) -> int:
-    port = urlsplit(server.inference).port
-    assert port
-    return port
-
-
 def beside(
     server: ServerProcess, attack: Callable[[], Coroutine[Any, Any, int]], users: int = 4
 ) -> Neighbours:
@@ -237,7 +230,7 @@ def beside(
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_each_request_gets_its_own_answer(server: ServerProcess, name: str) -> None:
-    attack, port = ATTACKS[name], port_of(server)
+    attack, port = ATTACKS[name], port_of(server.inference)
 
     async def run() -> int:
         for _ in range(20):
@@ -291,7 +284,7 @@ def ask_http_2(port: int, sent: bytes) -> list[tuple[int, bytes]]:
 
 
 def test_http_2_is_answered(server: ServerProcess) -> None:
-    assert (DATA, b"body") in ask_http_2(port_of(server), http_2(b"body"))
+    assert (DATA, b"body") in ask_http_2(port_of(server.inference), http_2(b"body"))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +303,7 @@ def test_http_2_is_answered(server: ServerProcess) -> None:
     ],
 )
 def test_http_2_that_cannot_be_made_http_1(server: ServerProcess, sent: bytes) -> None:
-    port = port_of(server)
+    port = port_of(server.inference)
 
     async def run() -> int:
         for _ in range(20):

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,31 @@ def request(
     size = len(body) if length is None else length
     head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n".encode("latin-1")
     return head + headers + b"\r\n" + body
+
+
+def port_of(url: str) -> int:
+    """The port that a server's URL names."""
+    port = urlsplit(url).port
+    assert port
+    return port
+
+
+def ask(port: int, sent: bytes, count: int = 1, method: str = "POST") -> list[Answer | None]:
+    """Send bytes over a connection of their own, and read so many answers.
+
+    Raises:
+        TimeoutError: one did not come within 30 s.
+    """
+
+    async def run() -> list[Answer | None]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+        writer.write(sent)
+        try:
+            return [await asyncio.wait_for(read_answer(reader, method), 30) for _ in range(count)]
+        finally:
+            writer.close()
+
+    return asyncio.run(run())
 
 
 async def read_answer(reader: asyncio.StreamReader, method: str = "POST") -> Answer | None:
