@@ -36,6 +36,8 @@ RATE = 400.0
 NEIGHBOUR_RATE = 20.0
 CALM_SECONDS = scaled(8.0, 40.0)
 XOR = b'{"instances": [[0, 1]]}'
+# Of memory, against that before. The JVM still compiles during the short version.
+MAX_GROWTH = scaled(0.3, 0.1)
 ROLES = ("java", "haproxy", "worker")
 SECTION = Section(
     50,
@@ -112,11 +114,35 @@ class Neighbour:
                 assert got["probabilities"] == pytest.approx(want["probabilities"], abs=1e-6)
 
 
-def in_another_process(server: ServerProcess, seed: int, count: int) -> Tally:
-    """A flood from a process of its own, whose work does not delay the neighbour's clock."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(flood, port_of(server.inference), seed, count, RATE).result()
+class Attacker:
+    """Sends floods from a process of its own, whose work does not delay the neighbour's clock."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._port = port_of(server.inference)
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+    def flood(self, seed: int, count: int) -> Tally:
+        return self._pool.submit(flood, self._port, seed, count, RATE).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+def settle(server: ServerProcess, attacker: Attacker) -> dict[str, float]:
+    """Flood until memory grows no more, as the JVM's does while it compiles; what it is then."""
+    for bomb in hostile.bombs():
+        assert requests.post(server.url("mnist"), data=bomb, timeout=60).status_code < 500
+    before = memory(server)
+    for number in range(1, scaled(3, 12)):
+        assert attacker.flood(SEED - number, scaled(1_000, 4_000)).failures == []
+        after = memory(server)
+        if all(after[role] < 1.03 * before[role] for role in ROLES):
+            break
+        before = after
+    return after
 
 
 def starts(server: ServerProcess) -> list[float]:
@@ -125,19 +151,20 @@ def starts(server: ServerProcess) -> list[float]:
     ]
 
 
-def test_a_flood_harms_nobody(server: ServerProcess) -> None:
-    port = port_of(server.inference)
-    one_of_each = in_another_process(server, SEED - 1, scaled(1_000, 10_000))
-    assert one_of_each.failures == []
-    for bomb in hostile.bombs():
-        assert requests.post(server.url("mnist"), data=bomb, timeout=60).status_code < 500
-    before, started = memory(server), starts(server)
+@pytest.fixture
+def attacker(server: ServerProcess) -> Iterator[Attacker]:
+    with Attacker(server) as attacker:
+        yield attacker
+
+
+def test_a_flood_harms_nobody(server: ServerProcess, attacker: Attacker) -> None:
+    before, started = settle(server, attacker), starts(server)
     workers = {process.pid for process in server.family()}
     with Neighbour(server, CALM_SECONDS) as calm:
         calm.wait()
     begin = time.monotonic()
-    with Neighbour(server) as neighbour, SlowClients(port) as slow:
-        tally = in_another_process(server, SEED, COUNT)
+    with Neighbour(server) as neighbour, SlowClients(port_of(server.inference)) as slow:
+        tally = attacker.flood(SEED, COUNT)
     seconds = time.monotonic() - begin
     assert tally.failures == []
     assert sum(tally.sent.values()) == COUNT
@@ -158,7 +185,7 @@ def test_a_flood_harms_nobody(server: ServerProcess) -> None:
         return {role: after[role] / before[role] - 1 for role in ROLES}
 
     with contextlib.suppress(TimeoutError):
-        wait_until(lambda: max(grown().values()) <= 0.1, 30)
+        wait_until(lambda: max(grown().values()) <= MAX_GROWTH, 30)
     growth = grown()
     calm_p99, p99 = (percentile(each.outcomes, 0.99) for each in (calm, neighbour))
     SECTION.record(
@@ -181,7 +208,7 @@ def test_a_flood_harms_nobody(server: ServerProcess) -> None:
     )
     for kind, count in sorted(tally.sent.items()):
         SECTION.record({"what": kind, "sent": count, "failed": 0})
-    assert max(growth.values()) <= 0.1, growth
+    assert max(growth.values()) <= MAX_GROWTH, growth
 
 
 class SlowClients:
