@@ -74,12 +74,13 @@ test: $(SETUP) $(DEPLOY_SETUP) $(CLIENTS_SETUP) ## run every test, and measure c
 	@$(PY) -m pytest --cov
 
 test-reliability: $(SETUP) ## measure faults, overload and hostile input at length, and write tests/reliability/README.md (25 minutes)
+	@rm -rf artifacts/reliability/long
 	@RELIABILITY=long $(PY) -m pytest tests/reliability $(ARGS)
 	@$(PY) -m tests.reliability.report
 
-deploy-tools: ## install what tests of images, rules, the page and the benchmark need besides, on Debian, as root
+deploy-tools: ## install what tests of images, rules, the page, faults and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap podman prometheus runc wrk
+	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap iproute2 libfaketime podman prometheus runc wrk
 
 check: $(SETUP) ## check format, lint, types and who imports whom
 	@$(PY) -m ruff format --check .

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import hmac
 import ipaddress
 import socket
 import threading
@@ -174,7 +175,9 @@ def _may_reload(request: Request, token_file: Path | None) -> bool:
     if token_file is None or scheme.lower() != "bearer":
         return False
     with contextlib.suppress(DoorError):
-        return hashlib.sha256(token.strip().encode()).hexdigest() in read_tokens(token_file)
+        digest = hashlib.sha256(token.strip().encode()).hexdigest()
+        known = read_tokens(token_file)
+        return sum(hmac.compare_digest(digest, each) for each in known) > 0
     return False
 
 
@@ -214,6 +217,15 @@ class _ImpatientProtocol(H11Protocol):
         self._deadline = None
         if self._waits_for_headers():
             self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP in the form of the other errors; uvicorn's own is plain text."""
+        refusal = problem(400, "BadRequestException", f"the request is malformed: {msg}")
+        headers = [*refusal.raw_headers, (b"connection", b"close")]
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        head = b"HTTP/1.1 400 Bad Request\r\n%s\r\n" % lines
+        self.transport.write(head + bytes(refusal.body))
+        self.transport.close()
 
     def _waits_for_headers(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

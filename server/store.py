@@ -4,11 +4,12 @@ import hashlib
 import json
 import re
 import shutil
+import stat
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -123,6 +124,8 @@ def version_order(version: str) -> list[tuple[int, str]]:
 def read_archive(file: Path) -> Archive:
     """Read the manifest and card of one archive, and check that all of it can be unpacked.
 
+    Nothing in it may lead elsewhere when TorchServe unpacks it: no absolute path, no `..`, no link.
+
     Raises:
         StoreError: the file is missing, damaged, or not a TorchServe archive.
     """
@@ -130,6 +133,9 @@ def read_archive(file: Path) -> Archive:
         raise StoreError(f"archive {file} is missing: run `make train` to build it")
     try:
         with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                if _leads_out(entry):
+                    raise zipfile.BadZipFile(f"{entry.filename} leads out of the archive")
             damaged = archive.testzip()
             if damaged:
                 raise zipfile.BadZipFile(f"{damaged} fails its checksum")
@@ -166,3 +172,9 @@ def read_archive(file: Path) -> Archive:
     except (TypeError, ValueError) as error:
         raise StoreError(f"archive {file}: {error}") from None
     return Archive(file, name, version, model_card, batch_size, digest)
+
+
+def _leads_out(entry: zipfile.ZipInfo) -> bool:
+    path = PurePosixPath(entry.filename)
+    is_outside = path.is_absolute() or ".." in path.parts or "\\" in entry.filename
+    return is_outside or stat.S_ISLNK(entry.external_attr >> 16)

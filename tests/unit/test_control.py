@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import ipaddress
+import json
 import re
 import socket
 import threading
@@ -316,6 +317,23 @@ def test_slow_headers_are_cut_off(
                 sent = b"GET /livez HTTP/1.1\r\n"
             client.sendall(sent)
             assert client.recv(1 << 16) == b""
+
+
+def test_what_is_not_http_is_refused_in_the_form_of_errors(tmp_path: Path) -> None:
+    with running(Stub(), tmp_path) as url:
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\nX: a\x0bb\r\n\r\n")
+            answer = b""
+            while part := client.recv(1 << 16):
+                answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body) == {
+        "code": 400,
+        "type": "BadRequestException",
+        "message": "the request is malformed: Invalid HTTP request received.",
+    }
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
