@@ -1,58 +1,60 @@
 """Certificates of a cluster, by openssl."""
 
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+
+@dataclass(frozen=True)
+class Certificate:
+    """Files of a certificate and its key, in PEM."""
+
+    certificate: Path
+    key: Path
 
 
 class Authority:
-    """A certificate authority in a directory of its own.
+    """A certificate authority.
+
+    Args:
+        directory: for its files and those that it issues.
+        name: of its files, and its common name.
 
     Attributes:
-        certificate: its own, PEM.
+        certificate: its own, in PEM.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
-        self.certificate, self._key = directory / f"{name}.crt", directory / f"{name}.key"
-        _openssl(
-            "req -x509 -days 2", *_KEY, "-subj", f"/CN={name}",
-            "-keyout", self._key, "-out", self.certificate,
-        )  # fmt: skip
+        self._own = self._make(name, f"/CN={name}", ["basicConstraints=critical,CA:TRUE"])
+        self.certificate = self._own.certificate
 
-    def issue(self, file: str, subject: str, *addresses: str) -> tuple[Path, Path]:
-        """Issue a certificate for clients, and for a server at the addresses.
+    def issue(self, name: str, subject: str, hosts: Sequence[str] = ()) -> Certificate:
+        """A certificate for servers and clients.
 
         Args:
-            file: name of the files.
-            subject: such as `/O=system:nodes/CN=system:node:node1`.
-            addresses: such as `DNS:localhost` and `IP:127.0.0.1`.
-
-        Returns:
-            The certificate and the key.
+            name: of its files.
+            subject: as openssl writes it: `/O=group/CN=user`.
+            hosts: `DNS:name` or `IP:address` of a server.
         """
-        certificate, key = self._directory / f"{file}.crt", self._directory / f"{file}.key"
-        extensions = ["-addext", "extendedKeyUsage=serverAuth,clientAuth"]
-        if addresses:
-            extensions += ["-addext", f"subjectAltName={','.join(addresses)}"]
-        _openssl(
-            "req -x509 -days 2", *_KEY, "-subj", subject, *extensions,
-            "-addext", "basicConstraints=critical,CA:FALSE",
-            "-CA", self.certificate, "-CAkey", self._key, "-keyout", key, "-out", certificate,
-        )  # fmt: skip
-        return certificate, key
+        extensions = ["basicConstraints=critical,CA:FALSE"]
+        extensions += [f"subjectAltName={','.join(hosts)}"] if hosts else []
+        own = self._own
+        signed = ["-CA", str(own.certificate), "-CAkey", str(own.key)]
+        return self._make(name, subject, extensions, signed)
 
-
-def key_pair(directory: Path, name: str) -> tuple[Path, Path]:
-    """Make an RSA key pair; return the private key and the public one."""
-    private, public = directory / f"{name}.key", directory / f"{name}.pub"
-    _openssl("genrsa -out", private, "2048")
-    _openssl("rsa -pubout -in", private, "-out", public)
-    return private, public
-
-
-def _openssl(command: str, *arguments: str | Path) -> None:
-    parts = ["openssl", *command.split(), *map(str, arguments)]
-    done = subprocess.run(parts, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(parts)}: {done.stderr}"
+    def _make(
+        self, name: str, subject: str, extensions: Sequence[str], signed: Sequence[str] = ()
+    ) -> Certificate:
+        made = Certificate(self._directory / f"{name}.crt", self._directory / f"{name}.key")
+        # Without openssl's own configuration, which would make every certificate an authority's.
+        configuration = self._directory / "openssl.cnf"
+        configuration.write_text("[req]\ndistinguished_name = subject\n[subject]\n")
+        command = ["openssl", "req", "-config", str(configuration), "-x509", "-nodes"]
+        command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "2"]
+        command += ["-subj", subject, *signed]
+        command += [part for extension in extensions for part in ("-addext", extension)]
+        command += ["-keyout", str(made.key), "-out", str(made.certificate)]
+        subprocess.run(command, check=True, capture_output=True)
+        return made

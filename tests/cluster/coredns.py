@@ -1,47 +1,30 @@
-"""CoreDNS beside a node: names of Services."""
+"""Add-on: CoreDNS beside the node, for names of Services."""
 
-from tests.cluster.node import Node
-from tests.cluster.sandbox import ADDRESS
+import contextlib
+from collections.abc import Iterator
+
+from tests.cluster.node import ADDRESS, DNS, Node, Port
 
 _PORT = 5353
 _COREFILE = """\
 .:{port} {{
     bind {address}
+    errors
     kubernetes cluster.local {{
         kubeconfig {kubeconfig}
     }}
 }}
 """
-# Where pods ask (clusterDNS); a Service without a selector, as the program runs beside the node.
-_SERVICE = f"""\
-apiVersion: v1
-kind: Service
-metadata: {{name: kube-dns, namespace: kube-system}}
-spec:
-  clusterIP: 10.96.0.10
-  ports:
-    - {{name: dns, protocol: UDP, port: 53, targetPort: {_PORT}}}
-    - {{name: dns-tcp, protocol: TCP, port: 53, targetPort: {_PORT}}}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata:
-  name: kube-dns
-  namespace: kube-system
-  labels: {{kubernetes.io/service-name: kube-dns}}
-addressType: IPv4
-endpoints:
-  - addresses: [{ADDRESS}]
-ports:
-  - {{name: dns, protocol: UDP, port: {_PORT}}}
-  - {{name: dns-tcp, protocol: TCP, port: {_PORT}}}
-"""
 
 
-def start(node: Node) -> None:
-    """Start it; pods find names a second later at most."""
-    kubeconfig = node.client("/O=system:masters/CN=coredns")
+@contextlib.contextmanager
+def running(node: Node) -> Iterator[None]:
+    """Answer for cluster.local where pods ask."""
     file = node.directory / "Corefile"
+    kubeconfig = node.user("coredns", "/O=system:masters/CN=coredns")
     file.write_text(_COREFILE.format(port=_PORT, address=ADDRESS, kubeconfig=kubeconfig))
-    node.sandbox.start(node.binaries / "coredns", "-conf", file)
-    node.kubectl("apply", "-f", "-", stdin=_SERVICE)
+    ports = [Port("dns", 53, _PORT, "UDP"), Port("dns-tcp", 53, _PORT)]
+    node.expose("kube-dns", "kube-system", ports, address=DNS)
+    with node.program("coredns", "-conf", str(file)) as program:
+        program.wait_for("busybox", "nslookup", "kubernetes.default.svc.cluster.local", DNS)
+        yield

@@ -1,17 +1,27 @@
-"""kube-router beside a node, for its policies alone: it enforces NetworkPolicies."""
+"""Add-on: kube-router beside the node, for its firewall alone, which enforces NetworkPolicies."""
 
-from tests.cluster.node import NAME, SERVICES, Node
+import contextlib
+from collections.abc import Iterator
+
+from tests.cluster.node import ADDRESS, NAME, SERVICES, Node
+
+_HEALTH = 20244
 
 
-def start(node: Node) -> None:
-    """Start it; a denied connection is refused at once."""
-    node.sandbox.start(
-        node.binaries / "kube-router",
-        f"--kubeconfig={node.client('/O=system:masters/CN=kube-router')}",
+@contextlib.contextmanager
+def running(node: Node) -> Iterator[None]:
+    """Refuse what no policy allows."""
+    options = [
+        f"--kubeconfig={node.user('kube-router', '/O=system:masters/CN=kube-router')}",
         "--run-firewall=true",
         "--run-router=false",
         "--run-service-proxy=false",
         "--run-loadbalancer=false",
         f"--service-cluster-ip-range={SERVICES}",
         f"--hostname-override={NAME}",
-    )
+        f"--health-addr={ADDRESS}",
+        f"--health-port={_HEALTH}",
+    ]
+    with node.program("kube-router", *options) as program:
+        program.wait_for("busybox", "wget", "-qO-", f"http://{ADDRESS}:{_HEALTH}/healthz")
+        yield

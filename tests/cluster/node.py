@@ -1,374 +1,383 @@
-"""A Kubernetes node on this machine, from nothing in seconds: `python -m tests.cluster.node`.
+"""`python -m tests.cluster.node`: a shell beside a Kubernetes cluster of one node.
 
-The command starts the node, opens a shell in its namespaces, with `KUBECONFIG` set, and takes all
-away again when the shell ends. It needs root on Linux, Debian's packages `etcd-server containerd
-runc containernetworking-plugins nftables iptables iproute2 openssl` and, in the directory that
-`KUBERNETES_BINARIES` names, static builds of kube-apiserver, kube-controller-manager,
-kube-scheduler, kubelet, kube-proxy and pause. Any other cluster, such as kind's or minikube's, is
-used through its own `KUBECONFIG`.
+The node is for tests of the manifests, and for whoever works on them. It needs Linux, root, the
+Debian packages that `make deploy-tools` installs, and, in the directory that KUBERNETES_BINARIES
+names, static builds of kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy
+(Kubernetes 1.36) and pause; add-ons, one a file beside this, need their own. It runs in namespaces
+of its own, and leaves nothing behind. No image is pulled: `Node.load` takes archives.
 
-Not as on a machine that is only a node: containers run without the kernel's score of who is killed
-first when memory ends, as a sandbox may not lower it; and no image is pulled, archives are loaded.
+None of this is needed where there is a cluster: the tests take any by KUBECONFIG, for instance one
+of kind or minikube, once the project's images are in it:
+
+    kind create cluster && kind load docker-image model-server:0.1.0
+    KUBECONFIG=~/.kube/config make test-cluster
 """
 
-import base64
-import hashlib
-import io
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deploy.manifests import find_program
-from tests.cluster.certificates import Authority, key_pair
-from tests.cluster.sandbox import ADDRESS, Sandbox, remove_cgroups
+from tests.cluster import containerd
+from tests.cluster.certificates import Authority, Certificate
+from tests.cluster.cgroups import cgroup
+from tests.cluster.containerd import Containerd
+from tests.cluster.namespaces import Namespaces, Program
 
 NAME = "node1"
-PODS, SERVICES = "10.244.0.0/24", "10.96.0.0/16"
-SERVER = f"https://{ADDRESS}:6443"
-_PROGRAMS = ("etcd", "containerd", "runc", "openssl", "nft", "iptables", "ip", "nsenter", "unshare")
-_PLUGINS = Path("/usr/lib/cni")
-_PAUSE = "localhost/pause:1"
-_CONTAINERD = """\
-version = 2
-root = "{directory}/containerd"
-state = "/run/containerd"
-[grpc]
-address = "/run/containerd/containerd.sock"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{pause}"
-# runc could not set up a pod's sandbox: here a process may not lower its oom_score_adj.
-restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{plugins}"
-conf_dir = "{directory}/cni"
-"""
-_NETWORK = {
-    "cniVersion": "0.4.0",
-    "name": "pods",
-    "plugins": [
-        {
-            "type": "bridge",
-            "bridge": "pods0",
-            "isGateway": True,
-            "ipMasq": True,
-            "hairpinMode": True,
-            "ipam": {
-                "type": "host-local",
-                "ranges": [[{"subnet": PODS}]],
-                "routes": [{"dst": "0.0.0.0/0"}],
-                "dataDir": "/run/cni",
-            },
-        },
-        {"type": "portmap", "capabilities": {"portMappings": True}},
-    ],
-}
+ADDRESS = "172.30.0.1"
+SERVICES = "10.96.0.0/16"
+DNS = "10.96.0.10"
+_PODS = "10.244.0.0/16"
+_API = f"https://{ADDRESS}:6443"
+_ETCD = "http://127.0.0.1:2379"
+PROGRAMS = ("etcd", "containerd", "ctr", "runc", "nft", "iptables", "conntrack", "ip", "openssl")
 
 
-class UnavailableError(Exception):
-    """No node can be started here; the message says what is missing."""
+@dataclass(frozen=True)
+class Port:
+    """A port of a Service, and of the program that it stands for."""
+
+    name: str
+    port: int
+    target: int
+    protocol: str = "TCP"
 
 
 class Node:
-    """A control plane and a node in namespaces of their own.
-
-    Args:
-        binaries: directory of Kubernetes' programs.
-        directory: for all files.
-        sandbox: running.
+    """A cluster of one node that runs; `running` makes one.
 
     Attributes:
-        authority: of every certificate in the cluster.
+        directory: for files of it and its add-ons.
+        binaries: directory of Kubernetes' programs and those of add-ons.
+        namespaces: that it runs in.
+        authority: of its certificates.
+        containerd: its images and containers.
         kubeconfig: of an administrator.
-        sandbox: where the node's programs run, and those beside it.
     """
 
-    def __init__(self, binaries: Path, directory: Path, sandbox: Sandbox) -> None:
-        self.binaries, self.directory, self.sandbox = binaries, directory, sandbox
-        self.authority = Authority(directory, "cluster")
-        self._aggregation = Authority(directory, "aggregation")
-        self.kubeconfig = self.client("/O=system:masters/CN=admin")
-        self._kubectl = (kubectl(), f"--kubeconfig={self.kubeconfig}")
+    def __init__(
+        self, directory: Path, binaries: Path, namespaces: Namespaces, runtime: Containerd
+    ) -> None:
+        self.directory, self.binaries = directory, binaries
+        self.namespaces, self.containerd = namespaces, runtime
+        self.authority = Authority(directory, "ca")
+        self.kubeconfig = self.user("admin", "/O=system:masters/CN=admin")
 
-    def client(self, subject: str) -> Path:
-        """Make a kubeconfig for a subject such as `/CN=system:kube-proxy`."""
-        name = subject.rpartition("=")[2].replace(":", "-")
-        certificate, key = self.authority.issue(name, subject)
+    def user(self, name: str, subject: str) -> Path:
+        """A kubeconfig for a user; the subject has its groups (O) and its name (CN)."""
+        certificate = self.authority.issue(name, subject)
         file = self.directory / f"{name}.kubeconfig"
-        user = {"client-certificate-data": _encoded(certificate), "client-key-data": _encoded(key)}
-        cluster = {
-            "server": SERVER,
-            "certificate-authority-data": _encoded(self.authority.certificate),
-        }
-        document = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "node", "cluster": cluster}],
-            "users": [{"name": name, "user": user}],
-            "contexts": [{"name": "node", "context": {"cluster": "node", "user": name}}],
-            "current-context": "node",
-        }
-        file.write_text(json.dumps(document))
+        file.write_text(json.dumps(_kubeconfig(self.authority.certificate, certificate)))
         return file
 
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Run kubectl inside, and return what it printed.
+    def program(
+        self, name: str, *options: str, **environment: str
+    ) -> AbstractContextManager[Program]:
+        """One of the programs in `binaries`; it runs inside a `with` block."""
+        return self.namespaces.program(str(self.binaries / name), *options, **environment)
+
+    def kubectl(self, *arguments: str, text: str = "") -> str:
+        """Run kubectl; return its output.
 
         Raises:
-            RuntimeError: it failed; the message is what it printed.
+            ProgramError: it failed.
         """
-        return self.sandbox.run(*self._kubectl, *arguments, stdin=stdin)
+        return self.namespaces.run(*self.kubectl_command(*arguments), text=text)
 
-    def load(self, archive: Path) -> None:
-        """Load an image from an archive in docker's format."""
-        self.sandbox.run(*_CTR, "import", archive)
+    def kubectl_command(self, *arguments: str) -> list[str]:
+        """What runs kubectl in the namespaces."""
+        kubectl = find_program("kubectl")
+        assert kubectl
+        options = [f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.directory / 'kubectl'}"]
+        return [kubectl, *options, *arguments]
 
-    def start(self) -> None:
-        """Start everything, and wait until the node is ready for pods."""
-        self._start_control_plane()
-        self._start_containerd()
-        self._start_kubelet()
-        self._start_proxy()
-        wait_for = self.sandbox.wait_for
-        wait_for(*self._kubectl, "wait", "--for=condition=Ready", "--timeout=5s", f"node/{NAME}")
-        # Pods are refused until their namespace has its account.
-        wait_for(*self._kubectl, "get", "serviceaccount", "default")
+    def expose(
+        self, name: str, namespace: str, ports: Sequence[Port], address: str | None = None
+    ) -> None:
+        """Make a Service for a program beside the node, so that pods and the API server reach it.
 
-    def _start_control_plane(self) -> None:
-        start, directory = self.sandbox.start, self.directory
-        start(
-            "etcd", f"--data-dir={directory}/etcd", "--unsafe-no-fsync",
-            "--listen-client-urls=http://127.0.0.1:2379",
-            "--advertise-client-urls=http://127.0.0.1:2379",
-            "--listen-peer-urls=http://127.0.0.1:2380",
-        )  # fmt: skip
-        names = ("kubernetes.default.svc", "localhost")
-        addresses = ("10.96.0.1", ADDRESS, "127.0.0.1")
-        certificate, key = self.authority.issue(
-            "apiserver",
-            "/CN=kube-apiserver",
-            *(f"DNS:{name}" for name in names),
-            *(f"IP:{address}" for address in addresses),
+        Args:
+            name, namespace: of the Service.
+            ports: each with the program's, at the node's address.
+            address: of the Service, or None for any.
+        """
+        metadata = {"name": name, "namespace": namespace}
+        labels = {"kubernetes.io/service-name": name}
+        service = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata,
+            "spec": {
+                "ports": [
+                    {"name": p.name, "port": p.port, "targetPort": p.target, "protocol": p.protocol}
+                    for p in ports
+                ],
+                **({"clusterIP": address} if address else {}),
+            },
+        }
+        endpoints = {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": metadata | {"labels": labels},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [ADDRESS]}],
+            "ports": [{"name": p.name, "port": p.target, "protocol": p.protocol} for p in ports],
+        }
+        items = {"apiVersion": "v1", "kind": "List", "items": [service, endpoints]}
+        self.kubectl("apply", "-f", "-", text=json.dumps(items))
+
+
+def _kubeconfig(authority: Path, certificate: Certificate) -> dict[str, Any]:
+    user = {
+        "client-certificate": str(certificate.certificate),
+        "client-key": str(certificate.key),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [
+            {"name": "node", "cluster": {"server": _API, "certificate-authority": str(authority)}}
+        ],
+        "users": [{"name": "user", "user": user}],
+        "contexts": [{"name": "node", "context": {"cluster": "node", "user": "user"}}],
+        "current-context": "node",
+    }
+
+
+@contextlib.contextmanager
+def running(binaries: Path) -> Iterator[Node]:
+    """A node that is ready.
+
+    Raises:
+        ProgramError: a part of it did not start; the message has its last lines.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix="node-"))
+        stack.callback(shutil.rmtree, directory)
+        stack.enter_context(cgroup(directory.name))
+        namespaces = stack.enter_context(Namespaces(_setup(directory), directory))
+        runtime = stack.enter_context(containerd.running(namespaces, directory, binaries / "pause"))
+        node = Node(directory, binaries, namespaces, runtime)
+        _control_plane(node, stack)
+        _kubelet(node, stack)
+        yield node
+
+
+def _setup(directory: Path) -> list[str]:
+    """Commands that prepare the namespaces."""
+    etcd = directory / "etcd"
+    etcd.mkdir()
+    # What programs write at fixed places.
+    places = ["/run", "/var/lib", "/var/log", str(etcd)]
+    return [
+        # containerd's mounts for pods are seen by its children.
+        "mount --make-rshared /",
+        *(f"mount -t tmpfs tmpfs {place}" for place in places),
+        "mkdir /run/lock",
+        "ip link set lo up",
+        "ip link add node type veth peer name outside",
+        f"ip address add {ADDRESS}/24 dev node",
+        "ip link set node up",
+        "ip link set outside up",
+        "ip route add default dev node",
+        "echo 1 > /proc/sys/net/ipv4/ip_forward",
+    ]
+
+
+def _control_plane(node: Node, stack: contextlib.ExitStack) -> None:
+    """Start etcd, kube-apiserver, kube-controller-manager and kube-scheduler."""
+    peer = "http://127.0.0.1:2380"
+    stack.enter_context(
+        node.namespaces.program(
+            "etcd",
+            f"--data-dir={node.directory / 'etcd' / 'data'}",
+            f"--listen-client-urls={_ETCD}",
+            f"--advertise-client-urls={_ETCD}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            # A tmpfs keeps nothing anyway.
+            "--unsafe-no-fsync",
         )
-        to_kubelet = self.authority.issue("to-kubelet", "/O=system:masters/CN=kube-apiserver")
-        proxy = self._aggregation.issue("proxy", "/CN=front-proxy")
-        signing, public = key_pair(directory, "service-accounts")
-        authority = self.authority.certificate
-        start(
-            self.binaries / "kube-apiserver",
-            "--etcd-servers=http://127.0.0.1:2379",
+    )
+    authority = node.authority
+    names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"]
+    hosts = [f"DNS:{name}" for name in names]
+    hosts += [f"IP:{address}" for address in ("10.96.0.1", ADDRESS, "127.0.0.1")]
+    serving = authority.issue("apiserver", "/CN=kube-apiserver", hosts)
+    kubelet = authority.issue("apiserver-kubelet", "/O=system:masters/CN=kube-apiserver")
+    aggregation = Authority(node.directory, "aggregation-ca")
+    proxy = aggregation.issue("aggregation", "/CN=front-proxy")
+    accounts = authority.issue("service-accounts", "/CN=service-accounts")
+    apiserver = stack.enter_context(
+        node.program(
+            "kube-apiserver",
+            f"--etcd-servers={_ETCD}",
             f"--advertise-address={ADDRESS}",
             f"--service-cluster-ip-range={SERVICES}",
-            f"--client-ca-file={authority}",
-            f"--tls-cert-file={certificate}",
-            f"--tls-private-key-file={key}",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged",
-            "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-account-key-file={public}",
-            f"--service-account-signing-key-file={signing}",
+            f"--cert-dir={node.directory}",
+            f"--client-ca-file={authority.certificate}",
+            f"--tls-cert-file={serving.certificate}",
+            f"--tls-private-key-file={serving.key}",
+            f"--kubelet-certificate-authority={authority.certificate}",
+            f"--kubelet-client-certificate={kubelet.certificate}",
+            f"--kubelet-client-key={kubelet.key}",
             "--kubelet-preferred-address-types=InternalIP",
-            f"--kubelet-certificate-authority={authority}",
-            f"--kubelet-client-certificate={to_kubelet[0]}",
-            f"--kubelet-client-key={to_kubelet[1]}",
-            f"--requestheader-client-ca-file={self._aggregation.certificate}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={accounts.certificate}",
+            f"--service-account-signing-key-file={accounts.key}",
+            f"--requestheader-client-ca-file={aggregation.certificate}",
             "--requestheader-allowed-names=front-proxy",
-            "--requestheader-username-headers=X-Remote-User",
-            "--requestheader-group-headers=X-Remote-Group",
             "--requestheader-extra-headers-prefix=X-Remote-Extra-",
-            f"--proxy-client-cert-file={proxy[0]}",
-            f"--proxy-client-key-file={proxy[1]}",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-username-headers=X-Remote-User",
+            f"--proxy-client-cert-file={proxy.certificate}",
+            f"--proxy-client-key-file={proxy.key}",
         )
-        self.sandbox.wait_for(*self._kubectl, "get", "--raw=/readyz")
-        start(
-            self.binaries / "kube-controller-manager",
-            f"--kubeconfig={self.client('/CN=system:kube-controller-manager')}",
-            "--leader-elect=false",
-            "--use-service-account-credentials",
-            f"--service-account-private-key-file={signing}",
-            f"--root-ca-file={authority}",
-            f"--cluster-signing-cert-file={authority}",
-            f"--cluster-signing-key-file={authority.with_suffix('.key')}",
+    )
+    ready = node.kubectl_command("get", "--raw=/readyz")
+    apiserver.wait_for(*ready)
+    manager = node.user("controller-manager", "/CN=system:kube-controller-manager")
+    stack.enter_context(
+        node.program(
+            "kube-controller-manager",
+            *_as_user(manager),
             "--allocate-node-cidrs",
-            "--cluster-cidr=10.244.0.0/16",
+            f"--cluster-cidr={_PODS}",
+            f"--service-cluster-ip-range={SERVICES}",
+            "--use-service-account-credentials",
+            "--leader-elect=false",
+            f"--root-ca-file={authority.certificate}",
+            f"--service-account-private-key-file={accounts.key}",
+            f"--cert-dir={node.directory / 'controller-manager'}",
         )
-        scheduler = self.client("/CN=system:kube-scheduler")
-        start(self.binaries / "kube-scheduler", f"--kubeconfig={scheduler}", "--leader-elect=false")
-
-    def _start_containerd(self) -> None:
-        networks = self.directory / "cni"
-        networks.mkdir()
-        (networks / "pods.conflist").write_text(json.dumps(_NETWORK))
-        file = self.directory / "containerd.toml"
-        text = _CONTAINERD.format(directory=self.directory, pause=_PAUSE, plugins=_PLUGINS)
-        file.write_text(text)
-        self.sandbox.start("containerd", f"--config={file}")
-        archive = self.directory / "pause.tar"
-        _write_image(archive, _PAUSE, self.binaries / "pause")
-        self.sandbox.wait_for(*_CTR, "import", archive)
-
-    def _start_kubelet(self) -> None:
-        certificate, key = self.authority.issue(
-            "kubelet", f"/CN={NAME}", f"DNS:{NAME}", f"IP:{ADDRESS}"
+    )
+    scheduler = node.user("scheduler", "/CN=system:kube-scheduler")
+    stack.enter_context(
+        node.program(
+            "kube-scheduler",
+            *_as_user(scheduler),
+            "--leader-elect=false",
+            f"--cert-dir={node.directory / 'scheduler'}",
         )
-        file = self.directory / "kubelet.json"
-        configuration = {
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "kind": "KubeletConfiguration",
-            "authentication": {
-                "anonymous": {"enabled": False},
-                "webhook": {"enabled": True},
-                "x509": {"clientCAFile": str(self.authority.certificate)},
-            },
-            "authorization": {"mode": "Webhook"},
-            "tlsCertFile": str(certificate),
-            "tlsPrivateKeyFile": str(key),
-            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-            "cgroupDriver": "cgroupfs",
-            "failCgroupV1": False,
-            "failSwapOn": False,
-            "enforceNodeAllocatable": ["pods"],
-            "podLogsDir": str(self.directory / "logs"),
-            "resolvConf": "",
-            "clusterDNS": ["10.96.0.10"],
-            "clusterDomain": "cluster.local",
-            "nodeStatusUpdateFrequency": "4s",
-            # A disk that others have filled, and images that no registry could bring back.
-            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%"},
-            "imageGCHighThresholdPercent": 100,
-            "imageGCLowThresholdPercent": 99,
-        }
-        file.write_text(json.dumps(configuration))
-        self.sandbox.start(
-            self.binaries / "kubelet",
+    )
+
+
+def _as_user(kubeconfig: Path) -> list[str]:
+    kinds = ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")
+    return [f"--{kind}={kubeconfig}" for kind in kinds]
+
+
+def _kubelet(node: Node, stack: contextlib.ExitStack) -> None:
+    """Start kubelet and kube-proxy, and wait until the node is ready."""
+    authority, directory = node.authority, node.directory
+    serving = authority.issue("kubelet-serving", f"/CN={NAME}", [f"IP:{ADDRESS}"])
+    configuration = {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": str(authority.certificate)},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": str(serving.certificate),
+        "tlsPrivateKeyFile": str(serving.key),
+        "containerRuntimeEndpoint": f"unix://{node.containerd.socket}",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": f"/{directory.name}",
+        "enforceNodeAllocatable": ["pods"],
+        # Machines without version 2 alone, and with swap, are good enough for tests.
+        "failCgroupV1": False,
+        "failSwapOn": False,
+        "clusterDomain": "cluster.local",
+        "clusterDNS": [DNS],
+        "resolvConf": "",
+        # The disk is the machine's, and others fill it.
+        "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%"},
+        "imageGCHighThresholdPercent": 100,
+        "nodeStatusUpdateFrequency": "4s",
+        "volumePluginDir": str(directory / "volume-plugins"),
+    }
+    file = directory / "kubelet.yaml"
+    file.write_text(json.dumps(configuration))
+    kubelet = stack.enter_context(
+        node.program(
+            "kubelet",
             f"--config={file}",
-            f"--kubeconfig={self.client(f'/O=system:nodes/CN=system:node:{NAME}')}",
+            f"--kubeconfig={node.user('kubelet', f'/O=system:nodes/CN=system:node:{NAME}')}",
             f"--hostname-override={NAME}",
             f"--node-ip={ADDRESS}",
-            f"--root-dir={self.directory}/kubelet",
-            f"--cert-dir={self.directory}/kubelet-certificates",
+            f"--root-dir={directory / 'kubelet'}",
+            f"--cert-dir={directory}",
         )
-
-    def _start_proxy(self) -> None:
-        file = self.directory / "proxy.json"
-        configuration = {
-            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-            "kind": "KubeProxyConfiguration",
-            "mode": "nftables",
-            "clusterCIDR": "10.244.0.0/16",
-            "clientConnection": {"kubeconfig": str(self.client("/CN=system:kube-proxy"))},
-            # It may not set the kernel's limits here.
-            "conntrack": {"maxPerCore": 0, "min": 0},
-        }
-        file.write_text(json.dumps(configuration))
-        self.sandbox.start(
-            self.binaries / "kube-proxy", f"--config={file}", f"--hostname-override={NAME}"
-        )
-
-
-_CTR = ("ctr", "--address=/run/containerd/containerd.sock", "--namespace=k8s.io", "images")
-
-
-def kubectl() -> str:
-    """The path of kubectl.
-
-    Raises:
-        UnavailableError: it is not installed.
-    """
-    found = find_program("kubectl")
-    if found is None:
-        raise UnavailableError("kubectl is not installed: run `make manifests`")
-    return found
-
-
-def _encoded(file: Path) -> str:
-    return base64.b64encode(file.read_bytes()).decode()
-
-
-def _write_image(archive: Path, tag: str, program: Path) -> None:
-    """Write an image, in docker's format, that has nothing but a program."""
-    layer = archive.with_suffix(".layer")
-    with tarfile.open(layer, "w") as tar:
-        tar.add(program, arcname=program.name)
-    configuration = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {"Entrypoint": [f"/{program.name}"]},
-        "rootfs": {
-            "type": "layers",
-            "diff_ids": [f"sha256:{hashlib.sha256(layer.read_bytes()).hexdigest()}"],
-        },
+    )
+    stack.callback(node.containerd.stop_containers)
+    proxy = {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "clusterCIDR": _PODS,
+        "hostnameOverride": NAME,
+        "clientConnection": {"kubeconfig": str(node.user("proxy", "/CN=system:kube-proxy"))},
+        # A namespace may not change the machine's limits.
+        "conntrack": {"maxPerCore": 0, "min": 0},
     }
-    manifest = [{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]
-    with tarfile.open(archive, "w") as tar:
-        tar.add(layer, arcname="layer.tar")
-        for name, document in (("config.json", configuration), ("manifest.json", manifest)):
-            content = json.dumps(document).encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    file = directory / "kube-proxy.yaml"
+    file.write_text(json.dumps(proxy))
+    stack.enter_context(node.program("kube-proxy", f"--config={file}"))
+    ready = ["wait", "--for=condition=Ready", f"node/{NAME}", "--timeout=1s"]
+    kubelet.wait_for(*node.kubectl_command(*ready))
+    # Pods are refused until their namespace's account exists.
+    account = node.kubectl_command("get", "serviceaccount", "default")
+    kubelet.wait_for(*account)
 
 
-def binaries() -> Path:
-    """The directory of Kubernetes' programs.
-
-    Raises:
-        UnavailableError: there is none, or something else that a node needs is missing.
-    """
-    named = os.environ.get("KUBERNETES_BINARIES")
-    if not named:
-        raise UnavailableError("neither KUBECONFIG nor KUBERNETES_BINARIES is set")
+def missing() -> str:
+    """Why a node cannot run here; empty if it can."""
     if os.geteuid():
-        raise UnavailableError("a node needs root")
-    kubectl()
-    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
-    missing += [] if _PLUGINS.is_dir() else ["containernetworking-plugins"]
-    if missing:
-        raise UnavailableError(f"not installed: {' '.join(missing)} (`make deploy-tools`)")
-    return Path(named).absolute()
+        return "a node needs root"
+    if not (binaries := os.environ.get("KUBERNETES_BINARIES")):
+        return "KUBERNETES_BINARIES names no directory of Kubernetes' programs"
+    programs = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
+    for name in (*programs, "kube-proxy", "pause"):
+        if not (Path(binaries) / name).is_file():
+            return f"{name} is not in {binaries}"
+    for name in PROGRAMS:
+        if shutil.which(name) is None:
+            return f"{name} is not installed (`make deploy-tools` installs it)"
+    return ""
 
 
-@contextmanager
-def running() -> Iterator[Node]:
-    """A node, until the `with` block ends; then nothing of it is left.
+def main(arguments: Sequence[str] = ()) -> int:
+    """Run a shell, or the command given, beside a node; return its exit code."""
+    if reason := missing():
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    from tests.cluster import coredns
 
-    Raises:
-        UnavailableError: it cannot be started here.
-    """
-    programs = binaries()
-    with tempfile.TemporaryDirectory(prefix="node-", ignore_cleanup_errors=True) as name:
-        directory = Path(name)
-        try:
-            with Sandbox(directory) as sandbox:
-                node = Node(programs, directory, sandbox)
-                node.start()
-                yield node
-        finally:
-            remove_cgroups("kubepods")
-
-
-def main() -> int:
-    """Run a shell, or a command, in a node's namespaces; 0, or 1 if it cannot be started."""
-    try:
-        with running() as node:
-            print(f"{NAME} is ready; leave the shell to remove it")
-            command = sys.argv[1:] or [os.environ.get("SHELL", "sh")]
-            path = f"{Path(kubectl()).parent}{os.pathsep}{os.environ['PATH']}"
-            own = {"KUBECONFIG": str(node.kubeconfig), "PATH": path}
-            return subprocess.run(
-                node.sandbox.command(*command), check=False, env=os.environ | own
-            ).returncode
-    except UnavailableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with running(Path(os.environ["KUBERNETES_BINARIES"])) as node, coredns.running(node):
+        kubectl = find_program("kubectl")
+        assert kubectl
+        path = f"{Path(kubectl).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"KUBECONFIG": str(node.kubeconfig), "PATH": path}
+        shell = [os.environ.get("SHELL", "/bin/bash")]
+        command = [*node.namespaces.enter(), *(arguments or shell)]
+        return subprocess.run(command, check=False, env=environment).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

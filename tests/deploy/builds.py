@@ -1,6 +1,5 @@
 """The images, built once for all tests that run them."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from deploy.image import TARGETS, Build
 from tests.checkout import copy_repository
 from tests.deploy.containers import image_of
 from tests.deploy.engine import BASE, engine, inspect, pip_options, podman
+from tests.deploy.figures import recorded
 from tests.deploy.programs import program
-from tests.serving import ROOT
 from training.registry import MODELS
 
 
@@ -23,15 +22,7 @@ def figures(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:
     """Measurements of the tests, written to image-test.json."""
-    found: dict[str, Any] = {}
-    yield found
-    text = json.dumps(found, indent=2)
-    (ROOT / "artifacts").mkdir(exist_ok=True)
-    for directory in (ROOT / "artifacts", tmp_path_factory.mktemp("figures")):
-        (directory / "image-test.json").write_text(text)
-    line = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\n{line}")
+    yield from recorded("image-test.json", request, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
