@@ -4,12 +4,13 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 
 from loadtest.servers import wait_until
 from tests.deploy.resources import Document, manifest
+from tests.serving import ROOT
 
 T = TypeVar("T")
 NAMESPACE = "model-serving"
@@ -36,6 +37,7 @@ class Cluster:
             [*self._command, *arguments],
             input=text,
             check=False,
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -95,6 +97,32 @@ class Cluster:
         return "\n".join(
             self.kubectl(*command.split(), check=False).stdout[-4000:] for command in commands
         )
+
+
+class Exits:
+    """The exit codes of the service's containers that end inside its `with` block.
+
+    Attributes:
+        codes: by name of the pod, at the end of the block.
+    """
+
+    _COLUMNS = "{.metadata.name} {.status.containerStatuses[*].state.terminated.exitCode}"
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.codes: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        look = ("get", "pods", f"--selector={SERVER}", "--watch")
+        # A pod is gone right after its container has ended: only who watches sees how.
+        self._process = self._cluster.start(*look, f"--output=jsonpath={self._COLUMNS}{{'\\n'}}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        printed, _errors = self._process.communicate()
+        lines = (line.split() for line in printed.splitlines())
+        self.codes = {line[0]: int(line[1]) for line in lines if len(line) == 2}
 
 
 def token_secret() -> Document:

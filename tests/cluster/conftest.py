@@ -58,7 +58,8 @@ def cluster(node: Node | None) -> Iterator[Cluster]:
     """A cluster without the service's namespace, which is removed at the end."""
     program = find_program("kubectl")
     assert program
-    command = [*node.namespaces.enter(), *node.kubectl_command()] if node else [program]
+    # In its network alone, so that a kubectl that is killed has ended.
+    command = [*node.namespaces.enter("net"), *node.kubectl_command()] if node else [program]
     found = Cluster(command)
     exists = found.kubectl("get", "namespace", NAMESPACE, check=False)
     assert exists.returncode, f"namespace {NAMESPACE} exists: these tests would delete it"
@@ -83,3 +84,19 @@ def client(cluster: Cluster) -> Iterator[Client]:
     """A pod in a namespace of clients."""
     with Client(cluster, namespace_labels={"model-serving/client": "true"}) as running_client:
         yield running_client
+
+
+@pytest.fixture
+def served(service: Cluster, client: Client) -> Iterator[Cluster]:
+    """The service with both pods ready; and again as it was, whatever the test changed."""
+    assert client
+    yield restored(service)
+    restored(service)
+
+
+def restored(service: Cluster) -> Cluster:
+    """Apply the service as it was, and wait until it is."""
+    service.apply(*for_a_small_node("overlay local"))
+    service.wait_until_rolled_out()
+    assert len(service.pods()) == 2
+    return service

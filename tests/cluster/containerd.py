@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.cluster.namespaces import Namespaces
+from tests.cluster.namespaces import Namespaces, ProgramError
 
 POD_NETWORK = "10.244.0.0/24"
 _PAUSE = "localhost/pause:1"
@@ -72,11 +72,15 @@ class Containerd:
         """Give an image a further name; both with registry and tag."""
         self._ctr("images", "tag", "--force", image, name)
 
+    def kill(self, container: str) -> None:
+        """Kill the first process of a container, and so all of them."""
+        self._ctr("tasks", "kill", "--signal=SIGKILL", container)
+
     def stop_containers(self) -> None:
         """Kill every container, so that no mount of one is left."""
         for task in self._ctr("tasks", "list", "--quiet").split():
-            with contextlib.suppress(Exception):
-                self._ctr("tasks", "kill", "--signal=SIGKILL", task)
+            with contextlib.suppress(ProgramError):  # it has ended by itself
+                self.kill(task)
 
     def _ctr(self, *arguments: str) -> str:
         options = [f"--address={self.socket}", "--namespace=k8s.io"]
