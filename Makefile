@@ -12,7 +12,7 @@ CLIENTS_SETUP := $(CLIENTS_VENV)/.installed
 
 LOCK := $(PY) -m uv pip compile --quiet
 
-.PHONY: help setup lock audit train models serve unit test deploy-tools check loadtest bench bench-gpu image manifests clean
+.PHONY: help setup lock audit train models serve unit test test-cluster deploy-tools check loadtest bench bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -70,12 +70,18 @@ serve: models ## bring model_store up to date, then serve until Ctrl-C
 unit: $(SETUP) ## run the tests that start no server (seconds)
 	@$(PY) -m pytest tests/unit
 
+# Not on whatever cluster the developer last worked with: tests cordon and drain its nodes.
 test: $(SETUP) $(DEPLOY_SETUP) $(CLIENTS_SETUP) ## run every test, and measure coverage
-	@$(PY) -m pytest --cov
+	@env -u KUBECONFIG $(PY) -m pytest --cov
 
-deploy-tools: ## install what tests of images, rules, the page and the benchmark need besides, on Debian, as root
+test-cluster: $(SETUP) $(DEPLOY_SETUP) ## run the manifests on the cluster of KUBECONFIG, or on a node of KUBERNETES_BINARIES
+	@$(PY) -m pytest tests/cluster
+
+deploy-tools: ## install what tests of images, rules, the cluster, the page and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap podman prometheus runc wrk
+	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap podman prometheus runc wrk \
+		busybox-static conntrack containerd containernetworking-plugins etcd-server iproute2 ipset iptables \
+		nftables openssl
 
 check: $(SETUP) ## check format, lint, types and who imports whom
 	@$(PY) -m ruff format --check .

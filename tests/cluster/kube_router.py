@@ -19,7 +19,6 @@ def running(node: Node) -> Iterator[None]:
         "--run-loadbalancer=false",
         f"--service-cluster-ip-range={SERVICES}",
         f"--hostname-override={NAME}",
-        f"--health-addr={ADDRESS}",
         f"--health-port={_HEALTH}",
     ]
     with node.program("kube-router", *options) as program:

@@ -375,7 +375,9 @@ def main(arguments: Sequence[str] = ()) -> int:
         path = f"{Path(kubectl).parent}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"KUBECONFIG": str(node.kubeconfig), "PATH": path}
         shell = [os.environ.get("SHELL", "/bin/bash")]
-        command = [*node.namespaces.enter(), *(arguments or shell)]
+        # Another mount namespace begins in its root.
+        here = ["sh", "-c", 'cd "$0" && exec "$@"', str(Path.cwd())]
+        command = [*node.namespaces.enter(), *here, *(arguments or shell)]
         return subprocess.run(command, check=False, env=environment).returncode
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.clients import Client
-from tests.cluster.cluster import DEPLOYMENT, NAMESPACE, Cluster, for_a_small_node
+from tests.cluster.cluster import DEPLOYMENT, Cluster, for_a_small_node
 from tests.cluster.node import NAME, Node
 from tests.deploy.resources import Document
 
