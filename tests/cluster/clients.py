@@ -43,15 +43,11 @@ class Client:
     def __enter__(self) -> Self:
         self._cluster.apply(*self._documents())
         ready = ("wait", "--for=condition=Ready", "pod/client", "--timeout=120s")
-        self._cluster.kubectl(self._own, *ready)
+        self._cluster.kubectl(*ready, namespace=self.namespace)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._cluster.kubectl("delete", "namespace", self.namespace, "--wait=false")
-
-    @property
-    def _own(self) -> str:
-        return f"--namespace={self.namespace}"
 
     def _documents(self) -> list[Document]:
         contents = {
@@ -95,14 +91,15 @@ class Client:
     def python(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Python in the pod until it ends."""
         command = ("exec", "client", "--", "python", "-c", code, *arguments)
-        return self._cluster.kubectl(self._own, *command, check=False)
+        return self._cluster.kubectl(*command, check=False, namespace=self.namespace)
 
     def load(self, users: int = 4, *, keep_alive: bool = True, host: str = HOST) -> "Load":
         """Requests for `samples/seven.png`, from users each with a connection, or one a request."""
         mode = "keep" if keep_alive else "close"
         url = f"http://{host}:8080/predictions/mnist"
         command = ["python", "/clients/load.py", url, str(users), mode, TOKEN]
-        return Load(self._cluster.start(self._own, "exec", "-i", "client", "--", *command))
+        exec_ = ("exec", "-i", "client", "--", *command)
+        return Load(self._cluster.start(*exec_, namespace=self.namespace))
 
 
 class Load:

@@ -27,14 +27,25 @@ class Cluster:
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._command = [*command, f"--namespace={NAMESPACE}"]
+        self._command = list(command)
 
     def kubectl(
-        self, *arguments: str, text: str | None = None, check: bool = True
+        self,
+        *arguments: str,
+        text: str | None = None,
+        check: bool = True,
+        namespace: str = NAMESPACE,
     ) -> subprocess.CompletedProcess[str]:
-        """Run kubectl, in the service's namespace, with standard error in standard output."""
+        """Run kubectl, with standard error in standard output.
+
+        Args:
+            arguments: of kubectl.
+            text: its standard input.
+            check: whether it must succeed.
+            namespace: that it works in; empty where resources name theirs.
+        """
         done = subprocess.run(
-            [*self._command, *arguments],
+            self._in(namespace, arguments),
             input=text,
             check=False,
             cwd=ROOT,
@@ -45,26 +56,29 @@ class Cluster:
         assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}:\n{done.stdout}"
         return done
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, namespace: str = NAMESPACE) -> subprocess.Popen[str]:
         """Start kubectl, with pipes for standard input and output."""
         return subprocess.Popen(
-            [*self._command, *arguments],
+            self._in(namespace, arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def apply(self, *documents: Document) -> list[str]:
-        """Apply resources; return a line for each. A warning of the API server is an error."""
-        text = yaml.safe_dump_all(documents)
-        return self.kubectl("apply", "--warnings-as-errors", "-f", "-", text=text).stdout.split(
-            "\n"
-        )[:-1]
+    def _in(self, namespace: str, arguments: Sequence[str]) -> list[str]:
+        where = [f"--namespace={namespace}"] if namespace else []
+        return [*self._command, *where, *arguments]
 
-    def get(self, *arguments: str) -> Document:
+    def apply(self, *documents: Document) -> None:
+        """Apply resources; a warning of the API server is an error."""
+        text = yaml.safe_dump_all(documents)
+        self.kubectl("apply", "--warnings-as-errors", "-f", "-", text=text, namespace="")
+
+    def get(self, *arguments: str, namespace: str = NAMESPACE) -> Document:
         """A resource, or a list of them under `items`."""
-        return dict(json.loads(self.kubectl("get", *arguments, "--output=json").stdout))
+        done = self.kubectl("get", *arguments, "--output=json", namespace=namespace)
+        return dict(json.loads(done.stdout))
 
     def pods(self, selector: str = SERVER) -> list[Document]:
         """The pods with these labels that are not being deleted, the oldest first."""

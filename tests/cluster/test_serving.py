@@ -103,11 +103,9 @@ class TestPolicies:
 
     def test_nothing_leaves_the_pod(self, client: Client, service: Cluster) -> None:
         """Neither to another pod, which answers others, nor to the cluster's DNS."""
-        other = service.get("pod/client", f"--namespace={client.namespace}")["status"]["podIP"]
-        listening = service.start(
-            f"--namespace={client.namespace}",
-            *("exec", "-i", "client", "--", "python", "-m", "http.server", "8000"),
-        )
+        other = service.get("pod/client", namespace=client.namespace)["status"]["podIP"]
+        command = ("exec", "-i", "client", "--", "python", "-m", "http.server", "8000")
+        listening = service.start(*command, namespace=client.namespace)
         code = "import socket; socket.create_connection(('{}', {}), timeout=3); print('connected')"
         try:
             with Client(service, "others") as outsider:
@@ -116,8 +114,8 @@ class TestPolicies:
                 )
             name = service.pods()[0]["metadata"]["name"]
             for host, port in ((other, 8000), ("10.96.0.10", 53), (HOST, 8080)):
-                command = ("exec", name, "--", "python", "-c", code.format(host, port))
-                done = service.kubectl(*command, check=False)
+                connect = ("exec", name, "--", "python", "-c", code.format(host, port))
+                done = service.kubectl(*connect, check=False)
                 assert done.returncode, f"{host}:{port} {done.stdout}"
                 assert re.search(r"Error|refused|timed out", done.stdout), done.stdout
         finally:
