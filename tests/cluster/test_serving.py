@@ -108,7 +108,7 @@ class TestPolicies:
         listening = service.start(*command, namespace=client.namespace)
         code = "import socket; socket.create_connection(('{}', {}), timeout=3); print('connected')"
         try:
-            with Client(service, "others") as outsider:
+            with Client(service, "outsiders") as outsider:
                 service.wait_until(
                     lambda: "connected" in outsider.python(code.format(other, 8000)).stdout, 30
                 )
