@@ -12,7 +12,7 @@ CLIENTS_SETUP := $(CLIENTS_VENV)/.installed
 
 LOCK := $(PY) -m uv pip compile --quiet
 
-.PHONY: help setup lock audit train models serve unit test test-reliability deploy-tools check loadtest bench bench-gpu image manifests clean
+.PHONY: help setup lock audit train models serve unit test test-cluster test-reliability deploy-tools check loadtest bench bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -70,17 +70,23 @@ serve: models ## bring model_store up to date, then serve until Ctrl-C
 unit: $(SETUP) ## run the tests that start no server (seconds)
 	@$(PY) -m pytest tests/unit
 
+# Not on whatever cluster the developer last worked with: tests cordon and drain its nodes.
 test: $(SETUP) $(DEPLOY_SETUP) $(CLIENTS_SETUP) ## run every test, and measure coverage
-	@$(PY) -m pytest --cov
+	@env -u KUBECONFIG $(PY) -m pytest --cov
+
+test-cluster: $(SETUP) $(DEPLOY_SETUP) ## run the manifests on the cluster of KUBECONFIG, or on a node of KUBERNETES_BINARIES
+	@$(PY) -m pytest tests/cluster
 
 test-reliability: $(SETUP) ## measure faults, overload and hostile input at length, and write tests/reliability/README.md (25 minutes)
 	@rm -rf artifacts/reliability/long
 	@RELIABILITY=long $(PY) -m pytest tests/reliability $(ARGS)
 	@$(PY) -m tests.reliability.report
 
-deploy-tools: ## install what tests of images, rules, the page, faults and the benchmark need besides, on Debian, as root
+deploy-tools: ## install what tests of images, rules, the cluster, the page, faults and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap iproute2 libfaketime podman prometheus runc wrk
+	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap libfaketime podman prometheus runc wrk \
+		busybox-static conntrack containerd containernetworking-plugins etcd-server iproute2 ipset iptables \
+		nftables openssl
 
 check: $(SETUP) ## check format, lint, types and who imports whom
 	@$(PY) -m ruff format --check .

@@ -12,6 +12,8 @@ from training.data import MNIST_DIR, Data
 from training.mnist_data import mnist
 from training.registry import MODELS
 
+pytest_plugins = ["tests.deploy.builds"]
+
 
 @pytest.fixture(scope="session")
 def mnist_data() -> Data:

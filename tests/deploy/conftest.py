@@ -1,80 +1,14 @@
-"""The images, built once, and pods of them that tests share."""
+"""Pods of the images that tests share."""
 
-import json
-import shutil
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from deploy.image import TARGETS, Build
 from loadtest.digits import Digit
 from loadtest.digits import load as load_digits
-from tests.checkout import copy_repository
 from tests.deploy.cluster import Cluster
-from tests.deploy.containers import Pod, image_of
-from tests.deploy.engine import BASE, engine, inspect, pip_options, podman
-from tests.deploy.programs import program
+from tests.deploy.containers import Pod
 from tests.deploy.traffic import Service, label
-from tests.serving import ROOT
-from training.registry import MODELS
-
-
-@pytest.fixture(scope="package")
-def figures(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Any]]:
-    """Measurements of the tests, written to image-test.json."""
-    found: dict[str, Any] = {}
-    yield found
-    text = json.dumps(found, indent=2)
-    (ROOT / "artifacts").mkdir(exist_ok=True)
-    for directory in (ROOT / "artifacts", tmp_path_factory.mktemp("figures")):
-        (directory / "image-test.json").write_text(text)
-    line = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\n{line}")
-
-
-@pytest.fixture(scope="package")
-def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Options of builds on this machine. Podman is set up while this fixture lives."""
-    program("kubectl")
-    directory = tmp_path_factory.mktemp("engine")
-    with engine(directory):
-        yield ["--network=host", f"--build-arg=BASE_IMAGE={BASE}", *pip_options(directory)]
-
-
-@pytest.fixture(scope="package")
-def context(options: list[str], store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository as it is now, with current archives."""
-    assert options  # without podman nothing needs to be trained
-    copied = tmp_path_factory.mktemp("context")
-    copy_repository(copied)
-    for model in MODELS:
-        shutil.copy2(store / f"{model}.mar", copied / "model_store")
-    return copied
-
-
-@pytest.fixture(scope="package")
-def images(options: list[str], context: Path, figures: dict[str, Any]) -> dict[str, str]:
-    """Tags by target of the images, all built."""
-    built = {target: image_of(name) for target, name in TARGETS.items()}
-    for target, tag in built.items():
-        earlier = podman("images", "--quiet", "--no-trunc", tag).stdout.strip()
-        start = time.monotonic()
-        Build(
-            engine=program("podman"), tag=tag, target=target, context=context, options=options
-        ).run()
-        figures[f"{target}_build_seconds"] = time.monotonic() - start
-        image = inspect("image", tag)
-        figures[f"{target}_megabytes"] = image["Size"] / 1e6
-        if earlier and not earlier.endswith(image["Id"]):
-            # The new image has taken its tag, and nothing else would remove it.
-            podman("rmi", earlier)
-    return built
 
 
 @pytest.fixture(scope="package")

@@ -41,6 +41,14 @@ def manifest(name: str) -> str:
     return render_with((which,) if which else EVERYTHING)
 
 
+@cache
+def elsewhere() -> str:
+    """The YAML of everything in namespace team-a, each name with the prefix `digits-`."""
+    more = ["namespace: team-a", "namePrefix: digits-", "transformers:"]
+    more += ["  - ../components/autoscale-utilisation/namespace"]
+    return render_with(EVERYTHING, more)
+
+
 @dataclass(frozen=True)
 class Resources:
     """The documents of one rendering."""

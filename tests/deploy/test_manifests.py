@@ -30,6 +30,7 @@ from tests.deploy.resources import (
     Document,
     Resources,
     containers,
+    elsewhere,
     manifest,
     matches,
     ports,
@@ -590,9 +591,7 @@ def test_two_scalers_do_not_build(step: int) -> None:
 
 def test_another_namespace_and_a_prefix_are_followed() -> None:
     program("kubectl")
-    more = ["namespace: team-a", "namePrefix: digits-", "transformers:"]
-    more += ["  - ../components/autoscale-utilisation/namespace"]
-    resources = Resources(tuple(yaml.safe_load_all(render_with(EVERYTHING, more))))
+    resources = Resources(tuple(yaml.safe_load_all(elsewhere())))
     for document in resources.documents:
         if document["kind"] == "Namespace":
             assert document["metadata"]["name"] == "team-a"
