@@ -8,6 +8,7 @@ runs where torch, onnx and onnxruntime are: this service's Python, with the envi
 
 import io
 import sys
+import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -74,19 +75,19 @@ def _compare(expected: Probabilities, answered: Probabilities) -> float:
 
 
 def _to_onnx(module: torch.jit.ScriptModule) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "model.onnx"
         # torch's new exporter does not take a TorchScript.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
             (torch.zeros(_EXAMPLE, 28, 28, dtype=torch.uint8),),
-            buffer,
+            file,
             dynamo=False,
             input_names=["image"],
             output_names=["probabilities"],
         )
-    model = onnx.load_from_string(buffer.getvalue())
+        model = onnx.load(file)
     graph = model.graph
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "n"

@@ -8,7 +8,7 @@ from mlserver.codecs import Base64Codec, NumpyCodec
 from mlserver.errors import InferenceError
 from mlserver.types import InferenceRequest, InferenceResponse
 
-from bench.peers.network import MAX_BATCH, PORT, WORKERS, decode, load_onnx
+from bench.peers.network import MAX_BATCH, OTHER_PORTS, PORT, WORKERS, decode, load_onnx
 
 
 class Mnist(MLModel):
@@ -38,8 +38,8 @@ async def main() -> None:
         debug=False,
         host="127.0.0.1",
         http_port=PORT,
-        grpc_port=PORT + 1,
-        metrics_port=PORT + 2,
+        grpc_port=OTHER_PORTS[0],
+        metrics_port=OTHER_PORTS[1],
         parallel_workers=WORKERS,
         use_structured_logging=False,
         logging_settings=None,

@@ -20,7 +20,7 @@ Network = Callable[[Pixels], Probabilities]
 MAX_BATCH = 64
 # Set by the benchmark.
 DIRECTORY = Path(os.environ.get("PEER_MODEL", "."))
-PORT = int(os.environ.get("PEER_PORT", "0"))
+PORT, *OTHER_PORTS = map(int, os.environ.get("PEER_PORTS", "0").split())
 WORKERS = int(os.environ.get("PEER_WORKERS", "1"))
 
 

@@ -1,19 +1,23 @@
-"""Triton through PyTriton, with dynamic batches: a picture as binary BYTES of the Open Inference Protocol."""
+"""Triton through PyTriton, with dynamic batches: the Open Inference Protocol, a picture as BYTES."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pytriton.decorators import batch
-from pytriton.exceptions import PyTritonInvalidOperationError
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-from bench.peers.network import MAX_BATCH, PORT, WORKERS, Network, decode, load_onnx
+from bench.peers.network import MAX_BATCH, OTHER_PORTS, PORT, WORKERS, Network, decode, load_onnx
 
 
-def function(network: Network):
-    """What one instance of the model calls."""
+def function(network: Network) -> Callable[..., dict[str, NDArray[Any]]]:
+    """Make what one instance of the model calls."""
 
     @batch
-    def predict(image):
+    def predict(image: NDArray[np.bytes_]) -> dict[str, NDArray[Any]]:
+        """Answer a batch."""
         pixels = np.stack([decode(body) for (body,) in image])
         probabilities = network(pixels)
         return {"label": probabilities.argmax(1)[:, None], "probabilities": probabilities}
@@ -22,7 +26,7 @@ def function(network: Network):
 
 
 if __name__ == "__main__":
-    config = TritonConfig(http_port=PORT, grpc_port=PORT + 1, metrics_port=PORT + 2)
+    config = TritonConfig(http_port=PORT, grpc_port=OTHER_PORTS[0], metrics_port=OTHER_PORTS[1])
     with Triton(config=config) as triton:
         triton.bind(
             model_name="mnist",

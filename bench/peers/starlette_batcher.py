@@ -1,6 +1,6 @@
-"""Starlette with a micro-batcher, as one writes it by hand: requests that came together are a batch.
+"""Starlette with a micro-batcher as one writes it by hand: what came together is a batch.
 
-    python -m bench.peers.starlette_batcher {onnx,torchscript}
+python -m bench.peers.starlette_batcher {onnx,torchscript}
 """
 
 import asyncio
@@ -69,12 +69,8 @@ async def predict(request: Request) -> Response:
     return Response(json.dumps(answer(await future)), media_type="application/json")
 
 
-app = Starlette(
-    routes=[Route("/predictions/mnist", predict, methods=["POST"])], lifespan=lifespan
-)
+app = Starlette(routes=[Route("/predictions/mnist", predict, methods=["POST"])], lifespan=lifespan)
 
 if __name__ == "__main__":
     os.environ["PEER_RUNTIME"] = sys.argv[1]
-    uvicorn.run(
-        "bench.peers.starlette_batcher:app", port=PORT, workers=WORKERS, access_log=False
-    )
+    uvicorn.run("bench.peers.starlette_batcher:app", port=PORT, workers=WORKERS, access_log=False)
