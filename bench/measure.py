@@ -29,6 +29,8 @@ class Plan:
         warm_up: seconds for each server, before the first round.
         max_foreign: share of the machine's processor time from which other processes disturb a
             measurement.
+        may_fail: servers that may fail requests; the stock one's queue of 100 is too short for 128
+            connections.
     """
 
     connections: list[int]
@@ -36,6 +38,7 @@ class Plan:
     seconds: int
     warm_up: int
     max_foreign: float
+    may_fail: Container[str] = (STOCK,)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,6 @@ def measure(
     connections: int,
     round_: int,
     plan: Plan,
-    may_fail: Container[str] = (STOCK,),
 ) -> Sample:
     """Load one server, and watch what else the machine does meanwhile.
 
@@ -126,8 +128,6 @@ def measure(
         connections: how many.
         round_: number of the round.
         plan: how to measure.
-        may_fail: servers that may fail requests; the stock one's queue of 100 is too short for 128
-            connections.
 
     Raises:
         BenchError: it failed requests that it should have answered.
@@ -151,7 +151,7 @@ def measure(
     stolen = machine.steal - machine_before.steal
     steal = stolen / capacity
     foreign = max(0.0, (busy - stolen - (own_after - own_before)) / capacity)
-    if load_.failed and name not in may_fail:
+    if load_.failed and name not in plan.may_fail:
         raise BenchError(
             f"{name}, {connections} connections: {load_.error_responses} of {load_.responses} "
             f"responses were errors, {load_.broken} connections broke"

@@ -69,7 +69,7 @@ class Generator:
         try:
             self._idle = [_Connection(self._connect()) for _ in range(_CONNECTIONS)]
             start = time.perf_counter()
-            arrivals = schedule("poisson", rate, start, random.Random(seed))
+            arrivals = schedule("poisson", rate, start, random.Random(seed))  # noqa: S311
             end = start + seconds
             due = next(arrivals)
             waiting: deque[float] = deque()

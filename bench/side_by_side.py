@@ -191,7 +191,7 @@ def _undisturbed(
 ) -> Iterator[measure.Sample]:
     """Every measurement until one was not disturbed."""
     for _ in range(1 + _REPEATS):
-        sample = measure.measure(name, both, connections, round_, plan, may_fail=both)
+        sample = measure.measure(name, both, connections, round_, plan)
         print(f"  {measure.line(sample)}", flush=True)
         yield sample
         if not sample.disturbed:

@@ -54,7 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
     results = side_by_side.Results(file)
     peers = options.peers or [name for name, peer in PEERS.items() if peer.is_installed]
     plan = measure.Plan(
-        options.connections, options.rounds, options.seconds, options.warm_up, options.max_foreign
+        options.connections,
+        options.rounds,
+        options.seconds,
+        options.warm_up,
+        options.max_foreign,
+        # What a peer fails is a result.
+        may_fail=[peer.title for peer in PEERS.values()],
     )
     every = side_by_side.parts(peers, options.rounds, options.open_rounds)
     todo = [part for part in every if part.kind in options.kinds]

@@ -21,7 +21,7 @@ from bench.peers.network import (
 class Mnist(litserve.LitAPI):
     """Takes a picture as raw bytes."""
 
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002
         """Load the network."""
         self.network = load_onnx()
 

@@ -1,4 +1,4 @@
-"""Triton through PyTriton, with dynamic batches: the Open Inference Protocol, a picture as BYTES."""
+"""Triton through PyTriton, with batches: the Open Inference Protocol, a picture as BYTES."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def function(network: Network) -> Callable[..., dict[str, NDArray[Any]]]:
         probabilities = network(pixels)
         return {"label": probabilities.argmax(1)[:, None], "probabilities": probabilities}
 
-    return predict
+    return predict  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Mnist:
 if __name__ == "__main__":
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"port": PORT})
-    serve.run(Mnist.bind(), route_prefix="/predictions/mnist")
+    serve.run(Mnist.bind(), route_prefix="/predictions/mnist")  # type: ignore[attr-defined]
     # As `serve run` does.
     signal.sigwait({signal.SIGINT, signal.SIGTERM})
     serve.shutdown()
