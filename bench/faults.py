@@ -50,11 +50,11 @@ def measure(peer: Peer, start: Callable[[], Server]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     steps: dict[str, Callable[[Server, Peer], dict[str, Any]]] = {
-        "form": _form,
-        "bad": _bad,
-        "killed": _killed,
-        "large": _large,
-        "stopped": _stopped,
+        "form": form,
+        "bad": bad,
+        "killed": killed,
+        "large": large,
+        "stopped": stopped,
     }
     with contextlib.ExitStack() as stack:
         server = start()
@@ -89,7 +89,7 @@ def _recovers(server: Server) -> bool:
     return good == 3
 
 
-def _form(server: Server, peer: Peer) -> dict[str, Any]:
+def form(server: Server, peer: Peer) -> dict[str, Any]:
     """The body with the content type that curl's `-d` and `--data-binary` send."""
     request = peer.request()
     headers = {**request.headers, "Content-Type": "application/x-www-form-urlencoded"}
@@ -97,7 +97,7 @@ def _form(server: Server, peer: Peer) -> dict[str, Any]:
     return {"status": requests.post(url, request.body, headers=headers, timeout=10).status_code}
 
 
-def _bad(server: Server, peer: Peer) -> dict[str, Any]:
+def bad(server: Server, peer: Peer) -> dict[str, Any]:
     """One truncated picture among 32 requests that are sent at once, eight times."""
     request = peer.request()
     bad = peer.request(request.body[:100] if peer.wrap is bytes else Request().body[:100])
@@ -133,7 +133,7 @@ def _users(server: Server, count: int) -> Load:
     return Load(*[user] * count)
 
 
-def _killed(server: Server, peer: Peer) -> dict[str, Any]:
+def killed(server: Server, peer: Peer) -> dict[str, Any]:
     """SIGKILL of the worker that has computed most, under 16 clients."""
     with _users(server, 16) as load:
         before = {process.pid: _cpu(process) for process in _workers(server, peer)}
@@ -165,7 +165,7 @@ def _cpu(process: psutil.Process) -> float:
     return 0.0
 
 
-def _large(server: Server, peer: Peer) -> dict[str, Any]:
+def large(server: Server, peer: Peer) -> dict[str, Any]:
     """900 bodies of 1 MiB from 300 connections, three from each."""
     plain = len(peer.request(b"").body)
     # Base64 makes four bytes of three.
@@ -184,7 +184,7 @@ def _large(server: Server, peer: Peer) -> dict[str, Any]:
     }
 
 
-def _stopped(server: Server, _: Peer) -> dict[str, Any]:
+def stopped(server: Server, _: Peer) -> dict[str, Any]:
     """SIGTERM with 20 requests in flight, from clients that keep their connections."""
     with _users(server, _IN_FLIGHT) as load:
         time.sleep(1)
