@@ -14,7 +14,6 @@ import requests
 
 from bench import faults, open_loop, side_by_side
 from bench.errors import BenchError
-from bench.measure import Plan
 from bench.peers import report
 from bench.peers.catalogue import PEERS, SERVICE, PeerServer, build
 from bench.servers import request_to, running
@@ -54,7 +53,7 @@ def _label(document: object) -> object:
         case {"outputs": [{"name": "label", "data": [label]}, *_]}:
             return label
         case {"7": _}:
-            return int(next(iter(document)))
+            return 7
     raise AssertionError(document)
 
 
