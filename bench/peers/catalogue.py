@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,9 +152,13 @@ PEERS = {
         "Triton, through PyTriton",
         "pytriton_server.py",
         "pytriton",
+        workers=1,
         path="/v2/models/mnist/infer",
         content_type="application/octet-stream",
         wrap=_binary,
+        # Triton's own processes embed a Python, and take its library from the system otherwise,
+        # which fails if that is of another release than the environment's.
+        variables={"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
     ),
 }
 SERVICE = Peer("this service", "", worker="model_service_worker")
