@@ -2,8 +2,8 @@
 
     python -m bench.peers [--peers NAME ...] [--minutes N]
 
-goes on with what `bench/results/peers.json` lacks, and then writes bench/RESULTS.md. `--minutes`
-ends it after that time, to go on later; `--again` starts anew.
+goes on with what `bench/results/peers.json` lacks, and then writes bench/RESULTS.md and the table in
+README.md. `--minutes` ends it after that time, to go on later; `--again` starts anew.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bench import machine, measure, side_by_side, wrk
 from bench.errors import BenchError
+from bench.peers import report
 from bench.peers.catalogue import PEERS
-from bench.peers.report import write
 from loadtest.options import count, positive
 from loadtest.servers import ROOT
 
@@ -73,7 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         print("nothing is left" if is_over else "parts are left: run it again to go on")
-    write(results.document, options.out)
+    report.write(results.document, options.out)
+    if options.out == ROOT / "bench":
+        report.write_readme(results.document, ROOT / "README.md")
     return 0
 
 

@@ -1,6 +1,5 @@
 """Writes bench/RESULTS.md and its plots from the results of a run."""
 
-import json
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
+from bench.errors import BenchError
 from bench.measure import Sample
 from bench.open_loop import OBJECTIVE
 from bench.peers.catalogue import PEERS
@@ -17,6 +17,7 @@ from bench.servers import SERVICE
 from bench.side_by_side import CLOSED, FAULTS, OPEN, OTHER_WORKERS
 from loadtest import charts
 
+_BEGIN, _END = "<!-- peers -->", "<!-- end of peers -->"
 _FRAMEWORKS = ("litserve", "bentoml", "ray", "mlserver", "pytriton")
 
 
@@ -80,10 +81,9 @@ def write(document: Mapping[str, Any], directory: Path) -> None:
         document: as `bench.side_by_side.Results` has it.
         directory: for both; what RESULTS.md says of the reasons is kept.
     """
-    measured = [p for p in PEERS if any(part["peer"] == p for part in document["parts"])]
     plots = directory / "results"
     plots.mkdir(parents=True, exist_ok=True)
-    figures = {peer: Figures(document, peer) for peer in measured}
+    figures = {peer: Figures(document, peer) for peer in _measured(document)}
     (plots / "connections.svg").write_text(_by_connections(figures))
     (plots / "open.svg").write_text(_open_plot(figures))
     file = directory / "RESULTS.md"
@@ -91,8 +91,26 @@ def write(document: Mapping[str, Any], directory: Path) -> None:
     file.write_text("\n\n".join(filter(None, _sections(document, figures, reasons))) + "\n")
 
 
+def write_readme(document: Mapping[str, Any], file: Path) -> None:
+    """Put the short table between the two marks of a README.
+
+    Raises:
+        BenchError: it has no marks.
+    """
+    figures = {peer: Figures(document, peer) for peer in _measured(document)}
+    before, begin, rest = file.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not end:
+        raise BenchError(f"{file.name} has no {_BEGIN} with {_END} after it")
+    file.write_text(f"{before}{begin}\n{short_table(figures)}\n{end}{after}")
+
+
+def _measured(document: Mapping[str, Any]) -> list[str]:
+    return [p for p in PEERS if any(part["peer"] == p for part in document["parts"])]
+
+
 def short_table(figures: Mapping[str, Figures]) -> str:
-    """The table for the README."""
+    """The most important figures, for the README."""
     head = ["server", "requests/s, 32 connections", "128", "p50 ms, 1 connection"]
     head += [f"highest rate, p99 ≤ {OBJECTIVE.milliseconds:g} ms", "PSS MiB"]
     rows = [
@@ -339,15 +357,3 @@ def _open_plot(figures: Mapping[str, Figures]) -> str:
         by_rate.grid(alpha=0.3)
 
     return charts.svg(draw)
-
-
-def main() -> None:
-    """Print the README's table."""
-    file = Path(__file__).parents[1] / "results" / "peers.json"
-    document = json.loads(file.read_text())
-    measured = [p for p in PEERS if any(part["peer"] == p for part in document["parts"])]
-    print(short_table({peer: Figures(document, peer) for peer in measured}))
-
-
-if __name__ == "__main__":
-    main()

@@ -204,5 +204,11 @@ def test_report(tmp_path: Path) -> None:
     assert "| 3 of 248; itself 400 | 2 of 50; exit code 0 in 1.0 s | one process | " in text
     assert "200: 900 in 4 s; **ended**" in text
     assert "- Ray Serve, other workers: it ended" in text
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- peers -->\nold\n<!-- end of peers -->\nafter\n")
+    report.write_readme(document, readme)
+    lines = readme.read_text().splitlines()
+    assert f"| {title} | 300 | 300 | 1 | 90 | 300 |" in lines
+    assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
     for plot in ("connections", "open"):
         assert (tmp_path / "results" / f"{plot}.svg").read_text().startswith("<svg")
