@@ -21,6 +21,7 @@ from bench.peers.network import (
     MAX_BATCH,
     PORT,
     WORKERS,
+    Network,
     Pixels,
     Probabilities,
     answer,
@@ -32,12 +33,11 @@ from bench.peers.network import (
 queue: asyncio.Queue[tuple[Pixels, asyncio.Future[Probabilities]]] = asyncio.Queue(1024)
 
 
-async def run_batches() -> None:
+async def run_batches(network: Network) -> None:
     """Run the network on what has arrived, again and again.
 
     On the event loop: a thread for it costs more than the network takes.
     """
-    network = load_torchscript() if os.environ.get("PEER_RUNTIME") == "torchscript" else load_onnx()
     while True:
         batch = [await queue.get()]
         # Whatever else the loop has read by now joins the batch.
@@ -53,7 +53,8 @@ async def run_batches() -> None:
 @contextlib.asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
     """Run the batcher while the server runs."""
-    task = asyncio.create_task(run_batches())
+    load = load_torchscript if os.environ["PEER_RUNTIME"] == "torchscript" else load_onnx
+    task = asyncio.create_task(run_batches(load()))
     yield
     task.cancel()
 
