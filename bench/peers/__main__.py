@@ -2,8 +2,8 @@
 
     python -m bench.peers [--peers NAME ...] [--minutes N]
 
-goes on with what `bench/results/peers.json` lacks, and then writes bench/RESULTS.md and the table in
-README.md. `--minutes` ends it after that time, to go on later; `--again` starts anew.
+goes on with what `bench/results/peers.json` lacks, and then writes bench/RESULTS.md and the table
+in README.md. `--minutes` ends it after that time, to go on later; `--again` starts anew.
 """
 
 import argparse
