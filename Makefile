@@ -9,10 +9,13 @@ DEPLOY_SETUP := $(DEPLOY_VENV)/.installed
 # So do the clients that tests run.
 CLIENTS_VENV := .venv-clients
 CLIENTS_SETUP := $(CLIENTS_VENV)/.installed
+# And servers of others, which the benchmark measures.
+PEERS := web litserve bentoml ray mlserver pytriton
+PEERS_SETUP := $(PEERS:%=.cache/peers/%/.installed)
 
 LOCK := $(PY) -m uv pip compile --quiet
 
-.PHONY: help setup lock audit train models serve unit test test-cluster test-reliability deploy-tools check loadtest bench bench-gpu image manifests clean
+.PHONY: help setup lock audit train models serve unit test test-cluster test-reliability deploy-tools check loadtest bench bench-peers bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +40,11 @@ $(CLIENTS_SETUP): requirements/clients.txt $(SETUP)
 	@requirements/install $(CLIENTS_VENV)/bin/python clients
 	@touch $@
 
+# One that this system cannot install is left out.
+.cache/peers/%/.installed: requirements/peers-%.txt $(SETUP)
+	@$(PYTHON) -m venv $(@D)
+	@requirements/install $(@D)/bin/python peers-$* && touch $@ || echo "$* is left out" >&2
+
 # With what is installed, as the old locks may no longer be installable. cuda.txt alone is made without
 # [tool.uv], which has what torch's CPU build needs.
 lock: $(if $(wildcard $(PY)),,$(SETUP)) ## write requirements/*.txt from pyproject.toml (ARGS=--upgrade for all that it needs)
@@ -49,6 +57,10 @@ lock: $(if $(wildcard $(PY)),,$(SETUP)) ## write requirements/*.txt from pyproje
 		--constraint requirements/dev.txt requirements/torch.txt --output-file requirements/cuda.txt
 	@$(LOCK) $(ARGS) --group deploy --output-file requirements/deploy.txt
 	@$(LOCK) $(ARGS) --group clients --output-file requirements/clients.txt
+	@for peer in $(filter-out pytriton,$(PEERS)); do \
+		$(LOCK) $(ARGS) --group peers-$$peer --output-file requirements/peers-$$peer.txt || exit; done
+	@$(LOCK) $(ARGS) --python-platform x86_64-manylinux_2_35 \
+		--group peers-pytriton --output-file requirements/peers-pytriton.txt
 
 audit: $(SETUP) ## look every locked package up among known vulnerabilities
 	@$(PY) -m pip_audit --strict --disable-pip --require-hashes --requirement requirements/torch.txt \
@@ -99,6 +111,9 @@ loadtest: models ## load the server with Locust for a minute and judge it (start
 
 bench: models ## measure this service beside plain TorchServe, with wrk (10 minutes)
 	@$(PY) -m bench
+
+bench-peers: models $(PEERS_SETUP) ## measure this service beside other servers of the same network (an hour; goes on where it ended)
+	@$(PY) -m bench.peers $(ARGS)
 
 bench-gpu: models ## measure the forward on a GPU beside a bare CUDA graph
 	@$(PY) -m bench.gpu

@@ -26,7 +26,6 @@ import requests
 
 from bench import machine, wrk
 from bench.errors import BenchError
-from bench.measure import IMAGE
 from bench.report import spread, table
 from loadtest.options import count
 from loadtest.servers import ROOT, wait_until
@@ -179,7 +178,7 @@ def _microseconds(
 ) -> float:
     """Processor time that a door needs for a request."""
     before = _cpu_seconds(process)
-    load = wrk.run(url, IMAGE, "image/png", connections, seconds)
+    load = wrk.run(url, wrk.Request(), connections, seconds)
     if load.failed:
         raise BenchError(f"{name}: requests were not answered with 200: {load}")
     return 1e6 * (_cpu_seconds(process) - before) / load.responses
@@ -189,7 +188,7 @@ def _microseconds(
 def _door(
     name: str, edits: Sequence[Edit], directory: Path, torchserve: Path
 ) -> Iterator[tuple[str, subprocess.Popen[bytes], str]]:
-    """The name of a door that answers, its process, and the URL of a model behind it."""
+    """The name of a door that answers, its process, and its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = render(
@@ -206,13 +205,14 @@ def _door(
             token_map=None,
         )
         with _haproxy(edited(config, edits), directory, listener.fileno()) as process:
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/predictions/mnist"
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            request = wrk.Request()
 
             def status() -> int | None:
                 if process.poll() is not None:
                     raise BenchError(f"{name}: {(directory / 'output').read_text()}")
                 with contextlib.suppress(requests.ConnectionError):
-                    return requests.post(url, IMAGE.read_bytes(), timeout=10).status_code
+                    return requests.post(url + request.path, request.body, timeout=10).status_code
                 return None
 
             if (first := wait_until(status)) != 200:

@@ -3,18 +3,17 @@
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import psutil
 
 from bench import wrk
 from bench.errors import BenchError
-from bench.servers import STOCK
+from bench.servers import STOCK, request_to
 from loadtest import server_side
-from loadtest.servers import ROOT, Server, Service
+from loadtest.servers import Server, Service
 
-IMAGE = ROOT / "samples" / "seven.png"
 # Share of the machine's processor time during a measurement.
 _MAX_STEAL = 0.02
 
@@ -30,6 +29,8 @@ class Plan:
         warm_up: seconds for each server, before the first round.
         max_foreign: share of the machine's processor time from which other processes disturb a
             measurement.
+        may_fail: servers that may fail requests; the stock one's queue of 100 is too short for 128
+            connections.
     """
 
     connections: list[int]
@@ -37,6 +38,7 @@ class Plan:
     seconds: int
     warm_up: int
     max_foreign: float
+    may_fail: Container[str] = (STOCK,)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Sample:
         disturbed: whether one of these was too large.
         batch: mean number of requests in a batch, if the server counts it.
         stages: microseconds a request spent in each stage of the worker, if the server counts them.
+        cpu: processor seconds of the server for 1,000 responses.
     """
 
     server: str
@@ -68,6 +71,7 @@ class Sample:
     disturbed: bool
     batch: float | None
     stages: dict[str, float]
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def run(servers: Mapping[str, Server], plan: Plan) -> tuple[list[Sample], list[M
             # The JVM compiles what is hot in the first seconds under load.
             print(f"warming up: {name}", flush=True)
             for few_or_many in (32, 1):
-                _load(server, few_or_many, max(1, plan.warm_up // 2))
+                load(server, few_or_many, max(1, plan.warm_up // 2))
         for round_ in range(1, plan.rounds + 1):
             names = [*servers]
             first = round_ % len(names)
@@ -103,16 +107,27 @@ def run(servers: Mapping[str, Server], plan: Plan) -> tuple[list[Sample], list[M
                 for name in names[first:] + names[:first]:
                     sample = measure(name, servers, count, round_, plan)
                     samples.append(sample)
-                    print(_line(sample), flush=True)
+                    print(line(sample), flush=True)
             memory += [Memory(name, round_, **server.memory()) for name, server in servers.items()]
     order = [*servers]
     return sorted(samples, key=lambda s: (order.index(s.server), s.connections)), memory
 
 
 def measure(
-    name: str, servers: Mapping[str, Server], connections: int, round_: int, plan: Plan
+    name: str,
+    servers: Mapping[str, Server],
+    connections: int,
+    round_: int,
+    plan: Plan,
 ) -> Sample:
     """Load one server, and watch what else the machine does meanwhile.
+
+    Args:
+        name: of the server.
+        servers: all that run.
+        connections: how many.
+        round_: number of the round.
+        plan: how to measure.
 
     Raises:
         BenchError: it failed requests that it should have answered.
@@ -125,31 +140,33 @@ def measure(
         return mine + sum(each.cpu_seconds() for each in servers.values())
 
     own_before, machine_before, before = own(), psutil.cpu_times(), _scrape(server)
+    cpu = server.cpu_seconds()
     started = time.monotonic()
-    load = _load(server, connections, plan.seconds)
+    load_ = load(server, connections, plan.seconds)
     capacity = (time.monotonic() - started) * (psutil.cpu_count() or 1)
     machine, own_after, after = psutil.cpu_times(), own(), _scrape(server)
+    cpu = server.cpu_seconds() - cpu
     busy = sum(machine) - sum(machine_before) - (machine.idle - machine_before.idle)
     busy -= machine.iowait - machine_before.iowait
     stolen = machine.steal - machine_before.steal
     steal = stolen / capacity
     foreign = max(0.0, (busy - stolen - (own_after - own_before)) / capacity)
-    if load.failed and name != STOCK:  # whose queue of 100 is too short for 128 connections
+    if load_.failed and name not in plan.may_fail:
         raise BenchError(
-            f"{name}, {connections} connections: {load.error_responses} of {load.responses} "
-            f"responses were errors, {load.broken} connections broke"
+            f"{name}, {connections} connections: {load_.error_responses} of {load_.responses} "
+            f"responses were errors, {load_.broken} connections broke"
         )
     side = server_side.difference(before, after).get("mnist", server_side.ModelSide())
     return Sample(
         name,
         connections,
         round_,
-        load.rate,
-        load.failed,
-        load.p50,
-        load.p90,
-        load.p99,
-        load.p999,
+        load_.rate,
+        load_.failed,
+        load_.p50,
+        load_.p90,
+        load_.p99,
+        load_.p999,
         steal=steal,
         foreign=foreign,
         disturbed=steal > _MAX_STEAL or foreign > plan.max_foreign,
@@ -159,12 +176,13 @@ def measure(
             for stage in ("parse", "forward", "respond")
             if side.batch
         },
+        cpu=1e3 * cpu / load_.responses,
     )
 
 
-def _load(server: Server, connections: int, seconds: int) -> wrk.Load:
-    url = f"{server.inference}/predictions/mnist"
-    return wrk.run(url, IMAGE, "image/png", connections, seconds)
+def load(server: Server, connections: int, seconds: int) -> wrk.Load:
+    """Load a server with what it takes."""
+    return wrk.run(server.inference, request_to(server), connections, seconds)
 
 
 def _scrape(server: Server) -> dict[server_side.Sample, float]:
@@ -174,7 +192,8 @@ def _scrape(server: Server) -> dict[server_side.Sample, float]:
     return server_side.scrape(f"{server.telemetry}/metrics")
 
 
-def _line(sample: Sample) -> str:
+def line(sample: Sample) -> str:
+    """A measurement in a line."""
     return (
         f"round {sample.round}, {sample.connections:>3} connections, {sample.server:<28}"
         f"{sample.rate:>9,.0f} requests/s, p50 {sample.p50 * 1e3:.2f} ms, "

@@ -1,17 +1,20 @@
 """The servers that are compared."""
 
+import contextlib
 import shutil
 import sys
+import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import requests
 
 from bench.errors import BenchError
+from bench.wrk import Request
 from handler.card import TORCHSCRIPT_FILE
-from loadtest.servers import ROOT, Server, Service, free_addresses, free_ports
+from loadtest.servers import ROOT, Server, Service, free_addresses, free_ports, wait_until
 from server.torchserve import find_java, torchserve_home
 from training.archive import run_archiver
 
@@ -100,6 +103,42 @@ class OtherVersion(Service):
         self.cwd = checkout
 
 
+def request_to(server: Server) -> Request:
+    """What a server is loaded with."""
+    request: Request = getattr(server, "request", Request())
+    return request
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[float]:
+    """Seconds from a server's start to its first answer; it runs in the `with` block.
+
+    Raises:
+        BenchError: it ended, or did not answer within three minutes.
+    """
+    request = request_to(server)
+
+    def answers() -> bool:
+        if server.process.poll() is not None:
+            raise BenchError(f"the server ended: {server.output[-2000:]}")
+        with contextlib.suppress(requests.RequestException):
+            url = f"{server.inference}{request.path}"
+            answer = requests.post(url, request.body, headers=request.headers, timeout=10)
+            return answer.status_code == 200
+        return False
+
+    started = time.monotonic()
+    server.start()
+    try:
+        try:
+            wait_until(answers, timeout=180)
+        except TimeoutError:
+            raise BenchError(f"no answer within 180 s: {server.output[-2000:]}") from None
+        yield time.monotonic() - started
+    finally:
+        server.__exit__()
+
+
 def require_archives(store: Path) -> None:
     """Check that a model store has what the service serves.
 
@@ -109,6 +148,12 @@ def require_archives(store: Path) -> None:
     for name in ("mnist", "xor"):
         if not (store / f"{name}.mar").is_file():
             raise BenchError(f"{store} has no {name}.mar: run `make train`")
+
+
+def torchscript(archive: Path) -> bytes:
+    """The TorchScript in an archive."""
+    with zipfile.ZipFile(archive) as mar:
+        return mar.read(TORCHSCRIPT_FILE)
 
 
 def archive(directory: Path, name: str, handler: Path, *options: str, config: str = "") -> Path:
@@ -140,10 +185,9 @@ def _without_metrics(store: Path, scratch: Path) -> Server:
 
 
 def _stock(store: Path, scratch: Path) -> Server:
-    torchscript = scratch / TORCHSCRIPT_FILE
-    with zipfile.ZipFile(store / "mnist.mar") as mar:
-        torchscript.write_bytes(mar.read(TORCHSCRIPT_FILE))
-    options = ("--serialized-file", str(torchscript))
+    file = scratch / TORCHSCRIPT_FILE
+    file.write_bytes(torchscript(store / "mnist.mar"))
+    options = ("--serialized-file", str(file))
     stock = archive(scratch / "stock", "mnist", PEERS / "stock_handler.py", *options)
     return PlainTorchServe(stock, {}, PYTHONPATH=str(ROOT))
 

@@ -1,9 +1,11 @@
 -- Sends one body over and over; at the end prints what was counted as one line of JSON on stderr.
--- Arguments: file with the body, content type.
+-- Arguments: file with the body, then name and value of each header.
 init = function(args)
   local file = assert(io.open(args[1], "rb"))
   wrk.method, wrk.body = "POST", file:read("*all")
-  wrk.headers["Content-Type"] = args[2]
+  for i = 2, #args, 2 do
+    wrk.headers[args[i]] = args[i + 1]
+  end
 end
 
 done = function(summary, latency, _)

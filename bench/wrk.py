@@ -3,12 +3,24 @@
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.errors import BenchError
+from loadtest.servers import ROOT
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is posted over and over: by default an image, as this service takes it."""
+
+    path: str = "/predictions/mnist"
+    body: bytes = (ROOT / "samples" / "seven.png").read_bytes()
+    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "image/png"})
 
 
 @dataclass(frozen=True)
@@ -54,18 +66,28 @@ def require() -> None:
         raise BenchError("wrk is not installed: `apt-get install wrk`, or your system's package")
 
 
-def run(url: str, body: Path, content_type: str, connections: int, seconds: int) -> Load:
-    """Post a file over and over, one request at a time on each connection.
+def run(server: str, request: Request, connections: int, seconds: int) -> Load:
+    """Post a request over and over, one at a time on each connection.
+
+    Args:
+        server: URL without a path.
+        request: to post.
+        connections: how many.
+        seconds: how long.
 
     Raises:
         BenchError: wrk failed, or there was no response.
     """
+    url = f"{server}{request.path}"
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     # wrk leaves a response out of the percentiles that took longer than its timeout, by default
     # 2 s. It receives none after the end of the run, so none can take longer than this.
-    command += ["--timeout", f"{seconds + 1}s", "-s", str(_SCRIPT), url]
-    command += ["--", str(body), content_type]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--timeout", f"{seconds + 1}s", "-s", str(_SCRIPT), url, "--"]
+    with tempfile.NamedTemporaryFile() as body:
+        body.write(request.body)
+        body.flush()
+        command += [body.name, *(part for header in request.headers.items() for part in header)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"wrk failed: {(done.stderr + done.stdout).strip()}")
     load = Load(**json.loads(done.stderr.strip().splitlines()[-1]))

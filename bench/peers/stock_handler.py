@@ -9,7 +9,7 @@ from ts.torch_handler.image_classifier import ImageClassifier
 _transforms = torchvision.transforms
 
 
-class StockHandler(ImageClassifier):  # type: ignore[misc]
+class StockHandler(ImageClassifier):
     """The built-in handler with the transform that this TorchScript needs: raw pixels.
 
     It applies a second softmax, which changes the probabilities, not the label.

@@ -16,7 +16,6 @@ from bench.measure import Memory, Sample
 from bench.servers import NULL, OTHER, SERVICE, STOCK, OtherVersion
 from tests.deploy.programs import program
 from tests.load.toy_server import Server
-from tests.serving import ROOT
 
 SAMPLE = Sample(
     server=SERVICE,
@@ -33,6 +32,7 @@ SAMPLE = Sample(
     disturbed=False,
     batch=4.0,
     stages={"parse": 10.0},
+    cpu=0.5,
 )
 MEMORY = [Memory(SERVICE, 1, pss=801.0, rss=900.0)]
 
@@ -141,13 +141,13 @@ class TestWrk:
         with Server(("127.0.0.1", 0), Misbehaving) as server:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
-            yield f"http://127.0.0.1:{server.server_address[1]}/predictions/mnist"
+            yield f"http://127.0.0.1:{server.server_address[1]}"
             Misbehaving.ended.set()
             server.shutdown()
             thread.join()
 
     def load(self, url: str, seconds: int) -> wrk.Load:
-        return wrk.run(url, ROOT / "samples" / "seven.png", "image/png", 2, seconds)
+        return wrk.run(url, wrk.Request(), 2, seconds)
 
     def test_error_responses_and_broken_connections(
         self, url: str, monkeypatch: pytest.MonkeyPatch
@@ -179,7 +179,7 @@ class TestWrk:
     def test_no_server(self) -> None:
         program("wrk")
         with pytest.raises(BenchError, match="wrk failed: unable to connect"):
-            self.load("http://127.0.0.1:1/", seconds=1)
+            self.load("http://127.0.0.1:1", seconds=1)
 
 
 class TestDoor:
