@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import signal
 import statistics
@@ -29,7 +30,7 @@ SEVEN = (ROOT / "samples" / "seven.png").read_bytes()
 XOR = b'{"instances": [[0, 1]]}'
 USERS = {"mnist": 8, "xor": 4}
 WORKERS = {"mnist": 2, "xor": 1}
-ROUNDS = scaled(1, 20)
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", scaled(1, 20)))
 STOPPED_SECONDS = 0.5
 LATE_SECONDS = 1.0
 POLL_SECONDS = 0.05
@@ -49,7 +50,8 @@ processes run and `/readyz` says that all workers are ready, from the kill on, o
 the stop. *Untrue* is for how long `/readyz`, polled 20 times a second, said that a model is ready
 of which no request under way was answered 200 within {LATE_SECONDS:g} s: the longest of all times.
 When the server process is killed, the test starts it again, as a supervisor would. *The other
-model* counts what became of its requests while this one's workers were hit.""",
+model* counts what became of its requests while this one's workers were hit. `FAULT_ROUNDS` sets the
+number of times.""",
 )
 
 
