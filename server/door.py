@@ -296,7 +296,7 @@ class Door:
         try:
             if self._admin is None:
                 self._admin = self._connect_admin()
-            self.command("show var proc.draining")
+            self.command("get var proc.draining")
         except OSError:
             return False
         return True

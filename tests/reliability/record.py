@@ -61,15 +61,21 @@ class Section:
         """
         cells = dict(row) | ({"notes": notes} if notes else {})
         print(f"\n{self.title}: {cells}")
-        document: dict[str, Any] = {"rows": []}
+        load = os.getloadavg()[0]
+        document: dict[str, Any] = {"rows": [], "load": (load, load)}
         if self.file.exists():
             document = json.loads(self.file.read_text())
         first = next(iter(cells.items()))
         rows = [each for each in document["rows"] if next(iter(each.items())) != first]
+        low, high = document["load"]
+        document = asdict(self) | {
+            "rows": [*rows, cells],
+            "machine": machine(),
+            # Whether it had other work, on which times depend.
+            "load": (min(low, load), max(high, load)),
+        }
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(
-            json.dumps(asdict(self) | {"rows": [*rows, cells], "machine": machine()}, indent=1)
-        )
+        self.file.write_text(json.dumps(document, indent=1))
 
 
 def machine() -> dict[str, str]:

@@ -17,13 +17,13 @@ FOUND = HERE / "found.toml"
 README = HERE / "README.md"
 HEAD = """# What becomes of requests when things go wrong
 
-Generated from the figures of one run; do not edit. `make test-reliability` repeats it: real servers
-on loopback, with the models and the settings of `make serve` unless a row says otherwise. `make
-test` runs every case as well, shorter. Each case fails if a request is lost that the text does not
-allow for, so the figures are of a run that passed.
+Generated from the figures that the cases kept when they ran last; do not edit. `make
+test-reliability` runs all of them and writes this page: real servers on loopback, with the models
+and the settings of `make serve` unless a row says otherwise. `make test` runs every case as well,
+shorter. A case fails if a request is lost that its text does not allow for.
 
-A request is *lost* if its connection ended without an answer, *refused* if it was answered 503 with
-`Retry-After`, or 429. Every number counts requests that clients sent, as they saw them.
+A request is *lost* if its connection ended without an answer, and *refused* if it was answered 503
+with `Retry-After`, or 429 or 504. Every number counts requests that clients sent, as they saw them.
 """
 
 
@@ -53,6 +53,8 @@ def render(documents: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, 
     for document in documents:
         parts += [f"## {document['title']}\n", f"{document['text'].strip()}\n"]
         parts.append(table(document["rows"]))
+        low, high = document["load"]
+        parts.append(f"The machine's load average meanwhile: {low:.0f} to {high:.0f}.\n")
         if document["picture"]:
             parts.append(f"![{document['title']}]({document['picture']})\n")
     parts.append("## What was found and mended\n")
@@ -68,7 +70,7 @@ def render(documents: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, 
 
 
 def _measured(documents: Sequence[Mapping[str, Any]]) -> str:
-    """On what machines and days the figures were measured: one, if all is well."""
+    """On what machines and days the figures were measured."""
     machines = {
         "{cores} cores, {memory} of memory, {system}, {date}".format(**document["machine"])
         for document in documents

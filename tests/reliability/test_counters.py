@@ -81,7 +81,7 @@ def counters(text: str) -> dict[Sample, float]:
 def kill_workers(server: ServerProcess, rng: random.Random) -> None:
     for _ in range(KILLS):
         model = rng.choice(["mnist", "mnist", "xor"])
-        rng.choice(wait_until(lambda model=model: workers(server, model))).kill()  # type: ignore[misc]
+        rng.choice(wait_until(lambda model=model: workers(server, model), 300)).kill()  # type: ignore[misc]
         time.sleep(rng.uniform(0, 0.5))
 
 

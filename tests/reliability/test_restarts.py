@@ -52,7 +52,7 @@ def test_no_restart_loses_a_request(store: Path) -> None:
                 assert server.last_line.startswith("stopped: every request was answered (")
                 seen, started = len(load.outcomes), time.monotonic()
                 server.start()
-                server.wait_until_ready()
+                server.wait_until_ready(300)
 
                 def answers(seen: int = seen, started: float = started) -> list[float]:
                     good = of_status(load.outcomes[seen:], 200)

@@ -95,7 +95,9 @@ class Client:
                 writer.write(body[begin : begin + step])
                 await writer.drain()
                 if self._pause:
-                    await asyncio.sleep(self._pause)
+                    # Not a sleep: what is written after a refusal breaks the connection, and
+                    # asyncio then drops the refusal, which has already come.
+                    await asyncio.wait([answer], timeout=self._pause)
         status, content, closing = await answer
         if closing:
             await self.close()
