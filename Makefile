@@ -80,7 +80,7 @@ test-reliability: $(SETUP) ## measure faults, overload and hostile input at leng
 
 deploy-tools: ## install what tests of images, rules, the page, faults and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap iproute2 libfaketime podman prometheus runc wrk
+	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap gcc iproute2 libc6-dev podman prometheus runc wrk
 
 check: $(SETUP) ## check format, lint, types and who imports whom
 	@$(PY) -m ruff format --check .
