@@ -96,7 +96,7 @@ test-reliability: $(SETUP) ## measure faults, overload and hostile input at leng
 
 deploy-tools: ## install what tests of images, rules, the cluster, the page, faults and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
-	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap libfaketime podman prometheus runc wrk \
+	apt-get install --quiet=2 --yes --no-install-recommends chromium debootstrap gcc libc6-dev podman prometheus runc wrk \
 		busybox-static conntrack containerd containernetworking-plugins etcd-server iproute2 ipset iptables \
 		nftables openssl
 

@@ -11,6 +11,7 @@ import http.client
 import importlib.util
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -35,6 +36,8 @@ MAX_BODY = 1 << 20
 # sent again, and is in the door as a whole before it takes a slot.
 SMALL_BODY = 14_000
 MAX_CONNECTIONS = 4096
+# Files besides two for each connection: listeners, idle connections to TorchServe, the poller's.
+_OTHER_FILES = 128
 # Copies of a body in TorchServe's heap: as it arrives, as the job's byte array, and encoded for the
 # worker. 40 requests of 1 MiB that wait for a slow handler raise what is left after a collection by
 # 1.05 MiB each, and the peak before one by 2.3 MiB; the rest is for answers and for other JVMs.
@@ -406,10 +409,21 @@ def render(settings: Settings, routes: Sequence[Route], **values: object) -> str
         models=routes,
         max_body=MAX_BODY,
         small_body=SMALL_BODY,
-        max_connections=MAX_CONNECTIONS,
+        max_connections=max_connections(),
         milliseconds=lambda seconds: max(1, round(1000 * seconds)),
         **values,
     )
+
+
+def max_connections() -> int:
+    """Clients that may be connected at once; where few files may be open, fewer than 4,096.
+
+    HAProxy does not start if it cannot open two files for each. Others wait in the backlog.
+    """
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(1, min(MAX_CONNECTIONS, (limit - _OTHER_FILES) // 2))
 
 
 def find_haproxy(scratch: Path) -> tuple[Path, dict[str, str]]:

@@ -1,5 +1,6 @@
 """The model store: finds archives, and checks that they can be served."""
 
+import errno
 import hashlib
 import json
 import re
@@ -17,6 +18,10 @@ from handler.card import CARD_FILE, CONFIG_FILE, ModelCard
 
 # It is part of a path, and of the name of a backend in the door.
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+# Bytes of disk, besides the archives and what is in them, for sockets, changed classes and
+# workers' metrics. Those are written through mappings: on a full disk a worker dies of SIGBUS, and
+# nothing says why.
+_ROOM = 8 << 20
 
 
 class StoreError(Exception):
@@ -92,11 +97,15 @@ def copy_archives(archives: Sequence[Archive], directory: Path) -> list[Archive]
     served.
 
     Raises:
-        StoreError: an archive has changed since it was read, or the disk is full.
+        StoreError: an archive has changed since it was read, or the disk is full or nearly so.
     """
     copies = []
     try:
         directory.mkdir()
+        needed = _ROOM + 3 * sum(archive.file.stat().st_size for archive in archives)
+        free = shutil.disk_usage(directory).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"No space left on device: {free} bytes of {needed}")
         for archive in archives:
             file = Path(shutil.copy(archive.file, directory))
             if hashlib.sha256(file.read_bytes()).hexdigest() != archive.sha256:

@@ -148,16 +148,22 @@ class Supervisor:
     Args:
         settings: the configuration.
         archives: what to serve at first, at least one.
+
+    Raises:
+        ServerError: no temporary directory can be written.
     """
 
     def __init__(self, settings: Settings, archives: list[Archive]) -> None:
         self._settings = settings
         self._archives = archives
         sweep()
-        self._run_directory = RunDirectory()
-        self._directory = self._run_directory.path
-        self._metrics_directory = self._directory / "metrics"
-        self._metrics_directory.mkdir()
+        try:
+            self._run_directory = RunDirectory()
+            self._directory = self._run_directory.path
+            self._metrics_directory = self._directory / "metrics"
+            self._metrics_directory.mkdir()
+        except OSError as error:
+            raise ServerError(f"no directory for the run (TMPDIR): {error}") from None
         self._control_socket = self._directory / "control.sock"
         self._grpc_socket = self._directory / "grpc.sock"
         self._internal_socket = self._directory / "internal.sock"

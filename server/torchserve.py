@@ -110,7 +110,11 @@ class TorchServe:
 
         Call it from a thread that lives as long as the server: the kernel ends the frontend when
         the thread that started it is gone.
+
+        Raises:
+            TorchServeError: its logs have no place.
         """
+        _check_logs(Path(os.environ.get("LOG_LOCATION", "logs")))
         self.directory.mkdir()
         for name in (launcher.STARTED, launcher.FAILED, launcher.NO_GPU):
             (self.directory / name).mkdir()
@@ -333,6 +337,17 @@ def torchserve_home() -> Path:
     if spec is None or spec.origin is None:
         raise TorchServeError("the torchserve package is not installed: run `make setup`")
     return Path(spec.origin).parent.parent
+
+
+def _check_logs(directory: Path) -> None:
+    """log4j, with no place for a log, ends the JVM and says no more than `No appender`."""
+    with contextlib.suppress(OSError):
+        directory.mkdir(parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK):
+            return
+    raise TorchServeError(
+        f"logs cannot be written to {directory.absolute()}; LOG_LOCATION names another directory"
+    )
 
 
 def die_with_parent() -> None:

@@ -327,7 +327,8 @@ def test_secrets_are_in_no_log(store: Path, tmp_path: Path) -> None:
                 call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
                 with contextlib.suppress(grpc.RpcError):
                     call(b"x", timeout=30, metadata=[("authorization", f"Bearer {token}")])
-            requests.post(f"{server.telemetry}/reload?token={token}", timeout=180)
+            headers = {"Authorization": f"Bearer {token}"}
+            requests.post(f"{server.telemetry}/livez?token={token}", headers=headers, timeout=60)
         assert server.output.count('"status": 401') > 5, "the access log"
         secrets = [good.encode(), bad.encode()]
         looked = 0

@@ -1,6 +1,7 @@
 import importlib.util
 import itertools
 import os
+import resource
 import socket
 import subprocess
 from dataclasses import replace
@@ -176,6 +177,17 @@ def test_haproxy_accepts_every_variant_of_the_benchmark(
 def test_an_edit_that_matches_nothing_is_an_error(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="has nothing like 'nbthread 3'"):
         edited(write(settings, tmp_path), [("nbthread 1", "nbthread 2"), ("nbthread 3", "")])
+
+
+@pytest.mark.parametrize(
+    ("limit", "connections"),
+    [(resource.RLIM_INFINITY, 4096), (1 << 20, 4096), (4096, 1984), (1024, 448), (64, 1)],
+)
+def test_connections_have_files(
+    monkeypatch: pytest.MonkeyPatch, limit: int, connections: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert door.max_connections() == connections
 
 
 def test_tokens(tmp_path: Path) -> None:
