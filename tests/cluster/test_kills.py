@@ -40,7 +40,7 @@ class TestKills:
         assert load.problems == {}
         assert load.sent > 50
 
-    def kill(
+    def kill(  # noqa: PLR0913 (what is killed, where, and under which load)
         self,
         served: Cluster,
         client: Client,
