@@ -156,8 +156,8 @@ class Supervisor:
     def __init__(self, settings: Settings, archives: list[Archive]) -> None:
         self._settings = settings
         self._archives = archives
-        sweep()
         try:
+            sweep()
             self._run_directory = RunDirectory()
             self._directory = self._run_directory.path
             self._metrics_directory = self._directory / "metrics"

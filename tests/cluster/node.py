@@ -4,7 +4,7 @@ The node is for tests of the manifests, and for whoever works on them. It needs 
 Debian packages that `make deploy-tools` installs, and, in the directory that KUBERNETES_BINARIES
 names, static builds of kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy
 (Kubernetes 1.36) and pause; add-ons, one a file beside this, need their own. It runs in namespaces
-of its own, and leaves nothing behind. No image is pulled: `Node.load` takes archives.
+of its own, and leaves nothing behind. No image is pulled: `Containerd.load` takes archives.
 
 None of this is needed where there is a cluster: the tests take any by KUBECONFIG, for instance one
 of kind or minikube, once the project's images are in it:

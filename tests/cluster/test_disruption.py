@@ -75,7 +75,7 @@ def test_evictions(served: Cluster, under_load: Under) -> None:
     """The second must wait until the budget allows it."""
     first, second = sorted(names(served))
     with under_load("eviction"):
-        assert " 201 " in evict(served, first)
+        assert "201 Created" in evict(served, first)
         refused = evict(served, second)
         assert "429 Too Many Requests" in refused
         assert "disruption budget" in refused

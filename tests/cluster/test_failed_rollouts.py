@@ -78,14 +78,7 @@ def test_an_image_that_is_not_there(
     changed = deployment()
     changed["spec"]["template"]["spec"]["containers"][0]["image"] = image
     with failing(served, client, cluster_figures, changed):
-        waiting = {
-            status["state"]["waiting"]["reason"]
-            for pod in served.pods()
-            for status in pod["status"]["containerStatuses"]
-            if "waiting" in status["state"]
-        }
-        assert waiting <= {"ErrImagePull", "ImagePullBackOff"}
-        assert waiting
+        served.wait_until(lambda: reasons(served) & {"ErrImagePull", "ImagePullBackOff"})
 
 
 def test_a_torchscript_of_another_digest(
@@ -97,7 +90,7 @@ def test_a_torchscript_of_another_digest(
 ) -> None:
     wrong = altered(store / "xor.mar", tmp_path / "xor.mar", {"model.pt": b"another"})
     with failing(served, client, cluster_figures, *serving(wrong)):
-        assert "model.pt of model xor 1.0 has SHA-256" in last_words(served)
+        served.wait_until(lambda: "model.pt of model xor 1.0 has SHA-256" in last_words(served))
 
 
 def test_a_warm_up_that_fails(
@@ -122,7 +115,18 @@ def test_a_warm_up_that_fails(
             "try: r.urlopen('http://127.0.0.1:8083/readyz')\n"
             "except e.HTTPError as error: print(error.read().decode())"
         )
-        assert reason in served.kubectl("exec", new, "--", "python", "-c", look).stdout
+        command = ("exec", new, "--", "python", "-c", look)
+        served.wait_until(lambda: reason in served.kubectl(*command, check=False).stdout)
+
+
+def reasons(cluster: Cluster) -> set[str]:
+    """Why containers do not run."""
+    return {
+        status["state"]["waiting"]["reason"]
+        for pod in cluster.pods()
+        for status in pod["status"].get("containerStatuses", [])
+        if "waiting" in status["state"]
+    }
 
 
 def last_words(cluster: Cluster) -> str:

@@ -73,7 +73,7 @@ def test_a_gpu_that_is_not_there(served: Cluster, client: Client) -> None:
 
 
 @pytest.fixture
-def zones(served: Cluster) -> Iterator[None]:
+def zones(service: Cluster) -> Iterator[None]:
     """The node in a zone, and two dead nodes in zones of their own."""
     dead = [
         {
@@ -83,16 +83,16 @@ def zones(served: Cluster) -> Iterator[None]:
         }
         for zone in ("b", "c")
     ]
-    served.kubectl("label", "node", NAME, f"{ZONE}=a")
-    served.apply(*dead)
+    service.kubectl("label", "node", NAME, f"{ZONE}=a")
+    service.apply(*dead)
     yield
-    served.kubectl("delete", "node", "dead-b", "dead-c")
-    served.kubectl("label", "node", NAME, f"{ZONE}-")
+    service.kubectl("delete", "node", "dead-b", "dead-c")
+    service.kubectl("label", "node", NAME, f"{ZONE}-")
 
 
 @pytest.mark.parametrize("unsatisfiable", ["ScheduleAnyway", "DoNotSchedule"])
 @pytest.mark.usefixtures("zones")
-def test_a_dead_zone(unsatisfiable: str, served: Cluster) -> None:
+def test_a_dead_zone(unsatisfiable: str, service: Cluster) -> None:
     """It blocks nothing, as it would where zones had to be level."""
     replicas = 3
     (deployment,) = [d for d in for_a_small_node("base") if d["kind"] == "Deployment"]
@@ -107,17 +107,10 @@ def test_a_dead_zone(unsatisfiable: str, served: Cluster) -> None:
     container["command"] = ["sleep", "infinity"]
     for unneeded in ("args", "startupProbe", "readinessProbe", "livenessProbe"):
         del container[unneeded]
-    config = [volume for volume in spec["volumes"] if "configMap" in volume]
-    (running,) = [
-        v
-        for v in served.get(DEPLOYMENT)["spec"]["template"]["spec"]["volumes"]
-        if v["name"] == "config"
-    ]
-    config[0]["configMap"]["name"] = running["configMap"]["name"]
-    served.apply(deployment)
+    service.apply(deployment)
 
     def scheduled() -> list[Document]:
-        pods = served.pods("app.kubernetes.io/instance=zones")
+        pods = service.pods("app.kubernetes.io/instance=zones")
         conditions: list[dict[str, Any]] = [
             condition
             for pod in pods
@@ -127,7 +120,7 @@ def test_a_dead_zone(unsatisfiable: str, served: Cluster) -> None:
         return conditions if len(conditions) == replicas else []
 
     try:
-        conditions = served.wait_until(scheduled)
+        conditions = service.wait_until(scheduled)
         waiting = [c["message"] for c in conditions if c["status"] == "False"]
         if unsatisfiable == "ScheduleAnyway":
             assert waiting == []
@@ -135,5 +128,5 @@ def test_a_dead_zone(unsatisfiable: str, served: Cluster) -> None:
             assert len(waiting) == replicas - 1
             assert all("topology spread" in message for message in waiting)
     finally:
-        served.kubectl("delete", "deployment", "zones")
-        served.wait_until(lambda: not served.pods("app.kubernetes.io/instance=zones"))
+        service.kubectl("delete", "deployment", "zones")
+        service.wait_until(lambda: not service.pods("app.kubernetes.io/instance=zones"))
