@@ -171,9 +171,12 @@ def _measure(
 def _open(server: Server, expected: float) -> dict[str, Any]:
     probes = open_loop.search(server.inference, request_to(server), expected, precision=0.06)
     held = best(probes)
-    print(f"  {held.rate if held else 0:,.0f} requests/s hold {open_loop.OBJECTIVE}", flush=True)
+    # The machine may have been so busy that nothing can be said of the server.
+    is_known = held or not all(probe.generator_limited for probe in probes)
+    rate = held.rate if held else 0.0 if is_known else None
+    print(f"  {rate} requests/s hold {open_loop.OBJECTIVE}", flush=True)
     return {
-        "rate": held.rate if held else 0.0,
+        "rate": rate,
         "probes": [
             {
                 "rate": p.rate,

@@ -199,6 +199,7 @@ def test_report(tmp_path: Path) -> None:
     report.write(document, tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "Of 24 measurements 4 were disturbed" in text
+    assert f"- {title}: 0.50 times its requests/s, 32 connections" in text
     assert f"| {title} | 0.50 (0.50 to 0.50), n = 2; ≥ 2 MISSED |" in text
     assert "1.00 (1.00 to 1.00), n = 1; ≥ 3 MISSED |" in text
     assert "| 3 of 248; itself 400 | 2 of 50; exit code 0 in 1.0 s | one process | " in text
