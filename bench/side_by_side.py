@@ -68,7 +68,14 @@ class Results:
 
     def has(self, part: Part) -> bool:
         """Whether the part was measured."""
-        return any(asdict(part).items() <= done.items() for done in self.document["parts"])
+        wanted = asdict(part).items()
+        return any(wanted <= done.items() for done in self.document["parts"])
+
+    def forget(self, parts: Sequence[Part]) -> None:
+        """Drop what these parts have; and the runs, if nothing is left of them."""
+        gone = [asdict(part).items() for part in parts]
+        kept = [p for p in self.document["parts"] if not any(g <= p.items() for g in gone)]
+        self.document = {"runs": self.document["runs"] if kept else [], "parts": kept}
 
     def begin(self, facts: dict[str, str]) -> None:
         """Note a run: machine, code and command."""

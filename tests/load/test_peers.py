@@ -153,6 +153,8 @@ def test_parts_are_measured_once(tmp_path: Path) -> None:
     again = Results(file)
     assert [part for part in todo if not again.has(part)] == todo[1:]
     assert again.document["parts"][0]["memory"] == {"one": 0.33333}
+    again.forget(todo[:1])
+    assert again.document == {"runs": [], "parts": []}
 
 
 def test_report(tmp_path: Path) -> None:
