@@ -251,7 +251,8 @@ def _losses(figures: Mapping[str, Figures]) -> str:
             if values and (middle := statistics.median(values)) < 1:
                 found.append((middle, f"- {own.title}: {middle:.2f} times its {figure}"))
     lines = [line for _, line in sorted(found)]
-    return "\n".join(lines) or "Nowhere in this run."
+    has_all = all(own.samples for own in figures.values())
+    return "\n".join(lines) or ("Nowhere in this run." if has_all else "")
 
 
 def _verdict(values: Sequence[float], bound: float | None, is_least: bool) -> str:
@@ -352,6 +353,8 @@ def _open_plot(figures: Mapping[str, Figures]) -> str:
                 found.setdefault(name, []).append(result)
 
     def draw(axes: Any) -> None:
+        if not any(results for results in found.values()):
+            return
         by_rate, highest = axes
         for number, (name, results) in enumerate(found.items()):
             probes = sorted(

@@ -189,7 +189,7 @@ def test_report(tmp_path: Path) -> None:
         "large": {"statuses": {"200": 900}, "seconds": 4.0, "ended": True},
         "stopped": {"sent": 50, "failed": 2, "exit_code": 0, "seconds": 1.0},
     }
-    document = {
+    document: dict[str, Any] = {
         "runs": [{"when": "now", "command": "this"}],
         "parts": [
             *closed,
@@ -207,6 +207,7 @@ def test_report(tmp_path: Path) -> None:
     assert "| 3 of 248; itself 400 | 2 of 50; exit code 0 in 1.0 s | one process | " in text
     assert "200: 900 in 4 s; **ended**" in text
     assert "- Ray Serve, other workers: it ended" in text
+    report.write({**document, "parts": document["parts"][-2:]}, tmp_path / "without loads")
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- peers -->\nold\n<!-- end of peers -->\nafter\n")
     report.write_readme(document, readme)
