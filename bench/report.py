@@ -114,7 +114,7 @@ def plot(samples: Sequence[Sample]) -> str:
         if not samples:
             return
         for axis, (name, label, scale) in zip(axes, panels, strict=True):
-            for server in dict.fromkeys(sample.server for sample in samples):
+            for number, server in enumerate(dict.fromkeys(sample.server for sample in samples)):
                 points: dict[int, list[float]] = {}
                 for s in samples:
                     if s.server == server:
@@ -123,7 +123,10 @@ def plot(samples: Sequence[Sample]) -> str:
                 below = [middle[n] - min(points[n]) for n in middle]
                 above = [max(points[n]) - middle[n] for n in middle]
                 heights, errors = list(middle.values()), [below, above]
-                axis.errorbar([*middle], heights, errors, marker="o", capsize=3, label=server)
+                style = "-" if number < 10 else "--"  # matplotlib has ten colours
+                axis.errorbar(
+                    [*middle], heights, errors, marker="o", capsize=3, label=server, linestyle=style
+                )
             axis.set(xscale="log", yscale="log", xlabel="connections", ylabel=label)
             charts.plain_numbers(axis.yaxis)
             ticks = sorted({sample.connections for sample in samples})

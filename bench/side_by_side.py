@@ -68,7 +68,14 @@ class Results:
 
     def has(self, part: Part) -> bool:
         """Whether the part was measured."""
-        return any(asdict(part).items() <= done.items() for done in self.document["parts"])
+        wanted = asdict(part).items()
+        return any(wanted <= done.items() for done in self.document["parts"])
+
+    def forget(self, parts: Sequence[Part]) -> None:
+        """Drop what these parts have; and the runs, if nothing is left of them."""
+        gone = [asdict(part).items() for part in parts]
+        kept = [p for p in self.document["parts"] if not any(g <= p.items() for g in gone)]
+        self.document = {"runs": self.document["runs"] if kept else [], "parts": kept}
 
     def begin(self, facts: dict[str, str]) -> None:
         """Note a run: machine, code and command."""
@@ -171,9 +178,12 @@ def _measure(
 def _open(server: Server, expected: float) -> dict[str, Any]:
     probes = open_loop.search(server.inference, request_to(server), expected, precision=0.06)
     held = best(probes)
-    print(f"  {held.rate if held else 0:,.0f} requests/s hold {open_loop.OBJECTIVE}", flush=True)
+    # The machine may have been so busy that nothing can be said of the server.
+    is_known = held or not all(probe.generator_limited for probe in probes)
+    rate = held.rate if held else 0.0 if is_known else None
+    print(f"  {rate} requests/s hold {open_loop.OBJECTIVE}", flush=True)
     return {
-        "rate": held.rate if held else 0.0,
+        "rate": rate,
         "probes": [
             {
                 "rate": p.rate,

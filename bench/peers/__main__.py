@@ -2,8 +2,9 @@
 
     python -m bench.peers [--peers NAME ...] [--minutes N]
 
-goes on with what `bench/results/peers.json` lacks, and then writes bench/RESULTS.md and the table
-in README.md. `--minutes` ends it after that time, to go on later; `--again` starts anew.
+goes on with what `bench/results/peers.json` lacks, or starts anew if that is complete, and then
+writes bench/RESULTS.md and the table in README.md. `--minutes` ends it after that time, to go on
+later; `--again` measures all that is chosen anew.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--connections", type=count, nargs="+", default=[1, 8, 32, 128], metavar="N")
     add("--max-foreign", type=positive, default=0.05, metavar="SHARE", help="as `python -m bench`")
     add("--minutes", type=positive, default=math.inf, metavar="N", help="begin no part after it")
-    add("--again", action="store_true", help="forget earlier results")
+    add("--again", action="store_true", help="forget what it measured before")
     add("--report", action="store_true", help="measure nothing, write the report")
     add("--model-store", type=Path, default=ROOT / "model_store", metavar="DIR")
     add("--out", type=Path, default=ROOT / "bench", metavar="DIR")
@@ -49,8 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     until = time.monotonic() + 60 * options.minutes
     file = options.out / "results" / "peers.json"
-    if options.again:
-        file.unlink(missing_ok=True)
     results = side_by_side.Results(file)
     peers = options.peers or [name for name, peer in PEERS.items() if peer.is_installed]
     plan = measure.Plan(
@@ -65,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     every = side_by_side.parts(peers, options.rounds, options.open_rounds)
     todo = [part for part in every if part.kind in options.kinds]
     if not options.report:
+        if options.again or all(results.has(part) for part in todo):
+            results.forget(todo)
         try:
             wrk.require()
             results.begin(machine.facts(" ".join(["python -m bench.peers", *sys.argv[1:]])))

@@ -118,7 +118,6 @@ PEERS = {
         module=("bentoml", "serve", "bench.peers.bentoml_service:Mnist", "--port", "{port}"),
         content_type="application/json",
         wrap=_in_base64,
-        variables={"BENTOML_CONFIG_OPTIONS": "api_server.logging.access.enabled=false"},
     ),
     "ray": Peer(
         "Ray Serve",

@@ -63,6 +63,7 @@ def load_torchscript() -> Network:
     import torch
 
     torch.set_num_threads(1)
+    # `optimize_for_inference` takes 6 % less for 32 images, and 2.4 times as long for one.
     module = torch.jit.load(str(DIRECTORY / "model.pt")).eval()
 
     def network(pixels: Pixels) -> Probabilities:

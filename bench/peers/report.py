@@ -70,8 +70,8 @@ class Figures:
 
     def open_ratios(self) -> list[float]:
         """Likewise, of the highest rates of an open loop."""
-        rates = [{name: found["rate"] for name, found in part.items()} for part in self.open]
-        return [rate[SERVICE] / rate[self.title] for rate in rates if rate[self.title]]
+        rates = [[part[name]["rate"] for name in (SERVICE, self.title)] for part in self.open]
+        return [own / peer for own, peer in rates if own is not None and peer]
 
 
 def write(document: Mapping[str, Any], directory: Path) -> None:
@@ -147,7 +147,12 @@ def _rows(figures: Mapping[str, Figures]) -> Iterator[dict[str, Any]]:
             ),
             "memory": [part["memory"][name] for part in parts],
             "start": [part["start"][which] for part in parts if which in part["start"]],
-            "open": [part[name]["rate"] for each in own for part in each.open],
+            "open": [
+                part[name]["rate"]
+                for each in own
+                for part in each.open
+                if part[name]["rate"] is not None
+            ],
         }
 
 
@@ -176,6 +181,7 @@ def _sections(
         "Each is of measurements of the same minute: median (smallest to largest), n rounds.",
         _targets(figures),
         "## Where this service loses, and why",
+        _losses(figures),
         reasons,
         "## What happens",
         _faults(document),
@@ -230,6 +236,23 @@ def _targets(figures: Mapping[str, Figures]) -> str:
         rows.append([own.title, *(_verdict(*cell) for cell in cells)])
     head = ["peer", "requests/s, 32", "requests/s, 128", "p50, 1"]
     return table([*head, "highest rate"], rows)
+
+
+def _losses(figures: Mapping[str, Figures]) -> str:
+    """Where a peer's median is better, from the largest difference on."""
+    found = []
+    for own in figures.values():
+        measured = [
+            *((f"requests/s, {n} connections", own.ratios("rate", n)) for n in (1, 8, 32, 128)),
+            ("1 ÷ p50, 1 connection", [1 / ratio for ratio in own.ratios("p50", 1)]),
+            ("highest rate", own.open_ratios()),
+        ]
+        for figure, values in measured:
+            if values and (middle := statistics.median(values)) < 1:
+                found.append((middle, f"- {own.title}: {middle:.2f} times its {figure}"))
+    lines = [line for _, line in sorted(found)]
+    has_all = all(own.samples for own in figures.values())
+    return "\n".join(lines) or ("Nowhere in this run." if has_all else "")
 
 
 def _verdict(values: Sequence[float], bound: float | None, is_least: bool) -> str:
@@ -330,13 +353,15 @@ def _open_plot(figures: Mapping[str, Figures]) -> str:
                 found.setdefault(name, []).append(result)
 
     def draw(axes: Any) -> None:
+        if not any(results for results in found.values()):
+            return
         by_rate, highest = axes
         for number, (name, results) in enumerate(found.items()):
             probes = sorted(
                 (p for result in results for p in result["probes"] if p["p99"] < 1e6),
                 key=lambda p: p["rate"],
             )
-            color = f"C{number % 10}"
+            color = f"C{number}" if number < 10 else "black"
             by_rate.plot(
                 [p["rate"] for p in probes],
                 [p["p99"] for p in probes],
@@ -344,8 +369,8 @@ def _open_plot(figures: Mapping[str, Figures]) -> str:
                 color=color,
                 label=name,
             )
-            if results:
-                rate = statistics.median(result["rate"] for result in results)
+            if rates := [result["rate"] for result in results if result["rate"] is not None]:
+                rate = statistics.median(rates)
                 highest.barh(name, rate, color=color)
                 highest.annotate(f" {rate:,.0f}", (rate, name), va="center", fontsize="small")
         by_rate.axhline(OBJECTIVE.milliseconds, color="gray", linestyle="--")

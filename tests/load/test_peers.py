@@ -153,6 +153,8 @@ def test_parts_are_measured_once(tmp_path: Path) -> None:
     again = Results(file)
     assert [part for part in todo if not again.has(part)] == todo[1:]
     assert again.document["parts"][0]["memory"] == {"one": 0.33333}
+    again.forget(todo[:1])
+    assert again.document == {"runs": [], "parts": []}
 
 
 def test_report(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_report(tmp_path: Path) -> None:
         "large": {"statuses": {"200": 900}, "seconds": 4.0, "ended": True},
         "stopped": {"sent": 50, "failed": 2, "exit_code": 0, "seconds": 1.0},
     }
-    document = {
+    document: dict[str, Any] = {
         "runs": [{"when": "now", "command": "this"}],
         "parts": [
             *closed,
@@ -199,11 +201,13 @@ def test_report(tmp_path: Path) -> None:
     report.write(document, tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "Of 24 measurements 4 were disturbed" in text
+    assert f"- {title}: 0.50 times its requests/s, 32 connections" in text
     assert f"| {title} | 0.50 (0.50 to 0.50), n = 2; ≥ 2 MISSED |" in text
     assert "1.00 (1.00 to 1.00), n = 1; ≥ 3 MISSED |" in text
     assert "| 3 of 248; itself 400 | 2 of 50; exit code 0 in 1.0 s | one process | " in text
     assert "200: 900 in 4 s; **ended**" in text
     assert "- Ray Serve, other workers: it ended" in text
+    report.write({**document, "parts": document["parts"][-2:]}, tmp_path / "without loads")
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- peers -->\nold\n<!-- end of peers -->\nafter\n")
     report.write_readme(document, readme)
