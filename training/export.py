@@ -15,7 +15,7 @@ from training.products import as_products
 _TOLERANCE = 1e-5
 # Matrix products take 75 us for one image where convolutions take 88, 31 us an image against 41 for
 # 8, and 28 against 24 for 32 (one core, AVX-512).
-_FEW = 16
+_FEW = 12
 _CLASS_NUMBER = re.compile(rb"[./]___torch_mangle_\d+")
 
 
