@@ -1,4 +1,5 @@
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -82,6 +83,15 @@ def test_an_archive_that_changes_while_being_copied(tmp_path: Path) -> None:
     write(tmp_path / "a.mar", "m", "2.0")
     with pytest.raises(StoreError, match=r"a\.mar is being written; try again"):
         copy_archives([archive], tmp_path / "another")
+
+
+def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.mar", "m")
+    (archive,) = find_archives(tmp_path, ())
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StoreError, match=r"cannot be copied to .*: 1048576 bytes of \d+"):
+        copy_archives([archive], tmp_path / "copy")
 
 
 def test_a_broken_compressed_stream(tmp_path: Path) -> None:
