@@ -17,7 +17,7 @@ def cgroup(name: str) -> Iterator[None]:
     unified = (_ROOT / "cgroup.controllers").exists()
     parents = [_ROOT] if unified else [path for path in _ROOT.iterdir() if path.is_dir()]
     for parent in parents:
-        (parent / name).mkdir()
+        (parent / name).mkdir(exist_ok=True)
         for file in ("cpuset.cpus", "cpuset.mems"):
             # Version 1 gives a new cpuset neither, and nothing can run in it.
             if not unified and (parent / file).exists():
