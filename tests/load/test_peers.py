@@ -52,8 +52,8 @@ def _label(document: Any) -> object:
             return label
         case {"outputs": [{"name": "label", "data": [label]}, *_]}:
             return label
-        case {"7": float(), **scores}:
-            return 7 if document["7"] > max(scores.values(), default=0.0) else document
+        case {"7": float()}:
+            return int(max(document, key=document.__getitem__))
     raise AssertionError(document)
 
 
