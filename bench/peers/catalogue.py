@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from bench import servers
 from bench.errors import BenchError
 from bench.wrk import Request
@@ -199,6 +201,15 @@ class PeerServer(Server):
             name: str(self.temporary) for name in ("RAY_TMPDIR", "PYTRITON_HOME", "BENTOML_HOME")
         }
         self.request = peer.request()
+        self._ports = " ".join(ports)
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        # LitServe's processes outlive it when a signal ends it.
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("PEER_PORTS") == self._ports:
+                    process.kill()
 
     def _stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
