@@ -1,0 +1,77 @@
+"""The runbook's commands, word for word, against the service."""
+
+import json
+import shlex
+
+import pytest
+import requests
+
+from loadtest.servers import wait_until
+from tests.cluster.cluster import DEPLOYMENT, Cluster
+from tests.cluster.node import Node
+from tests.deploy.runbook import commands
+from training.registry import MODELS
+
+# They change something, or go on until they are stopped.
+OTHERS = ("port-forward", "rollout undo", "rollout restart", "patch httproute", "scale", "cordon")
+
+
+def arguments(text: str, **values: str) -> list[str]:
+    """What follows `kubectl` in the one command of the runbook that contains a text."""
+    (command,) = [c for c in commands(**values) if text in c]
+    return shlex.split(command)[1:]
+
+
+def names(service: Cluster) -> tuple[str, str]:
+    """A pod of the service, and its node."""
+    pod = service.pods()[0]
+    return pod["metadata"]["name"], pod["spec"]["nodeName"]
+
+
+def test_commands_that_look(served: Cluster) -> None:
+    """All are valid, and say something of what they are to show."""
+    pod, node = names(served)
+    found = [
+        shlex.split(command)[1:]
+        for command in commands(POD=pod, NODE=node, N="3")
+        if not any(other in command for other in OTHERS) and " hpa" not in command
+    ]
+    assert len(found) > 6
+    for command in found:
+        printed = served.kubectl(*command).stdout
+        assert any(text in printed for text in ("model-server", node)), (command, printed)
+
+
+def test_readyz_through_a_forwarded_port(served: Cluster, node: Node | None) -> None:
+    pod, _ = names(served)
+    forwarding = served.start(*arguments("port-forward", POD=pod, NODE="", N=""))
+    try:
+        assert forwarding.stdout
+        assert "Forwarding from 127.0.0.1:8083" in forwarding.stdout.readline()
+        url = "http://127.0.0.1:8083/readyz"
+        text = (
+            node.namespaces.run("busybox", "wget", "-qO-", url)
+            if node
+            else requests.get(url, timeout=30).text
+        )
+        report = json.loads(text)
+        assert report["status"] == "ready"
+        assert report["models"].keys() == set(MODELS)
+    finally:
+        forwarding.kill()
+        forwarding.communicate()
+
+
+def test_a_cordoned_node_takes_no_further_pod(served: Cluster) -> None:
+    pod, node = names(served)
+    if len(served.get("nodes")["items"]) > 1:
+        pytest.skip("another node would take it")
+    served.kubectl(*arguments("cordon", POD=pod, NODE=node, N=""))
+    try:
+        served.kubectl(*arguments(" scale ", POD=pod, NODE=node, N="3"))
+        waiting = "--field-selector=status.phase=Pending"
+        wait_until(lambda: len(served.get("pods", waiting)["items"]) == 1)
+    finally:
+        served.kubectl("scale", DEPLOYMENT, "--replicas=2")
+        served.wait_until(lambda: len(served.pods()) == 2)
+        served.kubectl("uncordon", node)
