@@ -1,7 +1,7 @@
 """Convolutions as matrix products, which a CPU computes faster for a few images.
 
 oneDNN, which torch calls for convolutions, needs 10 to 15 us for each before it computes anything;
-from 16 images on its kernels make up for that.
+from 12 images on its kernels make up for that.
 """
 
 from typing import Final
