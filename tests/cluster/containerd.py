@@ -78,9 +78,11 @@ class Containerd:
 
     def stop_containers(self) -> None:
         """Kill every container, so that no mount of one is left."""
-        for task in self._ctr("tasks", "list", "--quiet").split():
-            with contextlib.suppress(ProgramError):  # it has ended by itself
-                self.kill(task)
+        # A task may end by itself meanwhile, and the namespaces may have ended with all of them.
+        with contextlib.suppress(ProgramError):
+            for task in self._ctr("tasks", "list", "--quiet").split():
+                with contextlib.suppress(ProgramError):
+                    self.kill(task)
 
     def _ctr(self, *arguments: str) -> str:
         options = [f"--address={self.socket}", "--namespace=k8s.io"]
