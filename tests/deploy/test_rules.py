@@ -128,7 +128,8 @@ def test_each_program_of_the_guide_is_run_or_said_not_to_be() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [*COMMANDS, *(c for c in guide() if c.startswith("kubectl") and not re.search(r" -[kf] ", c))]
+    "command",
+    [*COMMANDS, *(c for c in guide() if c.startswith("kubectl") and not re.search(r" -[kf] ", c))],
 )
 def test_kubectl_has_nothing_to_say_against(command: str, tmp_path: Path) -> None:
     """Without an API server it gets as far as that: names and flags are right."""

@@ -84,7 +84,7 @@ class Neighbour:
             for url, body in self._bodies.items()
         }
         self._loads = {
-            url: Load(open_loop(url, body, NEIGHBOUR_RATE / 2, seconds))
+            url: Load(open_loop(url, body, NEIGHBOUR_RATE / 2, seconds, keep_bodies=True))
             for url, body in self._bodies.items()
         }
 

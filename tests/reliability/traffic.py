@@ -215,10 +215,9 @@ def open_loop(  # noqa: PLR0913 (each is a way in which loads differ)
     *,
     delay: float = 0.0,
     connections: int | None = None,
+    keep_bodies: bool = False,
 ) -> Callable[[Load], Awaitable[None]]:
     """A user that sends at a rate, whatever the answers do.
-
-    Outcomes of 200 are without their bodies, as there may be a million.
 
     Args:
         url: with the path.
@@ -228,6 +227,7 @@ def open_loop(  # noqa: PLR0913 (each is a way in which loads differ)
         delay: seconds before the first.
         connections: of which each takes its turn, or None for as many as are needed. A request that
             waits for one counts from when it was to be sent.
+        keep_bodies: whether outcomes of 200 have theirs; there may be a million.
     """
 
     async def user(load: Load) -> None:
@@ -242,7 +242,9 @@ def open_loop(  # noqa: PLR0913 (each is a way in which loads differ)
                 idle.put_nowait(client)
                 return
             outcome = await client.ask(body, sent=sent)
-            load.outcomes.append(replace(outcome, body=b"") if outcome.status == 200 else outcome)
+            load.outcomes.append(
+                outcome if keep_bodies or outcome.status != 200 else replace(outcome, body=b"")
+            )
             idle.put_nowait(client)
 
         start = time.monotonic() + delay
