@@ -9,7 +9,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +126,13 @@ def bill(image: str, found: dict[str, Any]) -> str:
     return str(JsonV1Dot6(bom).output_as_string(indent=2))
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 written, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m deploy.sbom", description=__doc__)
     parser.add_argument("image", help="of the service, such as model-server:0.1.0")
     parser.add_argument("--engine", help="docker or podman (default: the first installed)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    options = parser.parse_args(arguments)
     try:
         text = bill(options.image, contents(options.engine or find_engine(), options.image))
     except ImageError as error:

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import struct
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,6 +146,21 @@ def test_a_disk_that_fills_up(store: Path) -> None:
     )
 
 
+# What is mounted by itself does not become read-only with `/`.
+READ_ONLY = (
+    "mount -o remount,bind,ro /",
+    "for M in /tmp /var/tmp /dev/shm; do mount --bind $M $M; mount -o remount,bind,ro $M; done",
+)
+
+
+def test_nothing_can_be_written(store: Path) -> None:
+    """All temporary directories are read-only, and so is the working directory."""
+    with Confined(store, *READ_ONLY) as server:
+        message = refuses_to_start(server)
+    assert "temporary directory" in message
+    SECTION.record({"what": "a file system that is read-only", "outcome": message})
+
+
 @pytest.mark.parametrize("has_logs", [True, False])
 def test_only_the_temporary_directory_can_be_written(store: Path, has_logs: bool) -> None:
     """As in a pod with a read-only root."""
@@ -175,6 +192,88 @@ def test_no_shared_memory(store: Path) -> None:
         server.wait_until_ready()
         assert predict(server).status_code == 200
     SECTION.record({"what": "no /dev/shm", "outcome": "no effect"})
+
+
+# --- Clock.
+
+
+# Adds to the wall clock what a file says, in every process that loads it; waits do not change.
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <time.h>
+
+static volatile int *offset;
+static int (*real)(clockid_t, struct timespec *);
+
+__attribute__((constructor)) static void begin(void) {
+    int file = open(getenv("CLOCK_OFFSET"), O_RDONLY | O_CLOEXEC);
+    offset = mmap(0, 4, PROT_READ, MAP_SHARED, file, 0);
+    real = dlsym(RTLD_NEXT, "clock_gettime");
+}
+int clock_gettime(clockid_t id, struct timespec *out) {
+    if (!real) begin();
+    int result = real(id, out);
+    if (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE) out->tv_sec += *offset;
+    return result;
+}
+int gettimeofday(struct timeval *restrict out, void *restrict zone) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    out->tv_sec = now.tv_sec;
+    out->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+time_t time(time_t *out) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (out) *out = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> dict[str, str]:
+    """The environment of a server whose wall clock is ahead by what `tmp_path / "offset"` says."""
+    (tmp_path / "clock.c").write_text(CLOCK)
+    library, offset = tmp_path / "clock.so", tmp_path / "offset"
+    command = [program("cc"), "-shared", "-fPIC", "-o", str(library), str(tmp_path / "clock.c")]
+    subprocess.run(command, check=True)
+    offset.write_bytes(bytes(4))
+    return {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(offset)}
+
+
+def test_the_clock_jumps_by_an_hour(store: Path, tmp_path: Path, clock: dict[str, str]) -> None:
+    def said(server: ServerProcess) -> float:
+        """The time that the server has."""
+        date = requests.get(f"{server.telemetry}/livez", timeout=60).headers["Date"]
+        return time.mktime(time.strptime(date, "%a, %d %b %Y %H:%M:%S %Z"))
+
+    with Confined(store, RATE_LIMIT="100000", ACCESS_LOG="all", **clock) as server:
+        server.wait_until_ready()
+        start = said(server)
+        with Load(*[keep_alive(server.url("xor"), [XOR], idle=0.01)] * 4) as load:
+            for jump in (3600, -3600, 0):
+                seen = len(load.outcomes)
+                with (tmp_path / "offset").open("r+b", buffering=0) as offset:
+                    offset.write(struct.pack("=i", jump))
+                wait_until(lambda seen=seen: len(load.outcomes) > seen + 200)  # type: ignore[misc]
+                # uvicorn makes the header anew once a second.
+                wait_until(lambda jump=jump: abs(said(server) - start - jump) < 1000)  # type: ignore[misc]
+                assert server.probe("/readyz")[0] == 200
+                assert server.probe("/livez")[0] == 200
+                assert requests.post(f"{server.telemetry}/reload", timeout=180).status_code == 200
+        assert set(load.statuses) == {200}
+        assert server.metric("serving_torchserve_starts_total") == 4
+        assert server.metric("serving_worker_starts_total") == 4
+    SECTION.record(
+        {"what": "the clock jumps by an hour, either way", "sent": len(load.outcomes), "failed": 0}
+    )
 
 
 # --- File descriptors.
