@@ -25,7 +25,7 @@ from training.registry import MODELS
 
 class TestImage:
     def test_size(self, images: dict[str, str]) -> None:
-        assert inspect("image", images["serving"])["Size"] <= 1.32e9
+        assert inspect("image", images["serving"])["Size"] <= 1.3e9
 
     def test_configuration(self, images: dict[str, str]) -> None:
         for tag in images.values():
