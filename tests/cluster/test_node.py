@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -44,21 +45,23 @@ def test_no_process_no_file_and_no_cgroup_is_left(binaries: Path) -> None:
 
 
 @pytest.mark.usefixtures("binaries")
-def test_the_kernel_ends_the_node_of_a_killed_process(tmp_path: Path) -> None:
+def test_the_kernel_ends_the_node_of_a_killed_process() -> None:
     command = [sys.executable, "-m", "tests.cluster.node", "sh", "-c", "echo $KUBECONFIG; cat"]
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        directory = str(Path(process.stdout.readline().strip()).parent)
-        assert len(processes(directory)) >= 5
-        process.kill()
-    wait_until(lambda: not processes(directory))
-    # Cgroups outlive their processes.
-    with cgroup(Path(directory).name):
-        pass
+    # Not pytest's tmp_path: in it the kubelet's sockets would have paths of over 107 characters.
+    with tempfile.TemporaryDirectory() as temporary:
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": temporary},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout
+            directory = str(Path(process.stdout.readline().strip()).parent)
+            assert len(processes(directory)) >= 5
+            process.kill()
+        wait_until(lambda: not processes(directory))
+        # Cgroups outlive their processes.
+        with cgroup(Path(directory).name):
+            pass
