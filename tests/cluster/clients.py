@@ -7,11 +7,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.cluster.cluster import NAMESPACE, TOKEN, Cluster
+from tests.cluster.load import Plan
 from tests.deploy.resources import Document
 from tests.serving import ROOT
 
 IMAGE = "model-server:0.1.0"
 HOST = f"model-server.{NAMESPACE}.svc.cluster.local"
+PREDICTIONS = f"http://{HOST}:8080/predictions/mnist"
 _FILES = {
     "tests/reliability/traffic.py": "tests/reliability/traffic.py",
     "loadtest/arrivals.py": "loadtest/arrivals.py",
@@ -26,19 +28,25 @@ class Client:
     Args:
         cluster: where.
         namespace: its name.
-        labels: of the pod and of the namespace.
+        pod_labels, namespace_labels: of the two.
+        hosts: addresses of names that no DNS has.
+        authority: in PEM, whose certificates it trusts besides no other.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (each is a way in which clients differ)
         self,
         cluster: Cluster,
         namespace: str = "model-serving-clients",
         pod_labels: dict[str, str] | None = None,
         namespace_labels: dict[str, str] | None = None,
+        *,
+        hosts: dict[str, str] | None = None,
+        authority: bytes = b"",
     ) -> None:
         self._cluster, self.namespace = cluster, namespace
         self._pod_labels = pod_labels or {}
         self._namespace_labels = namespace_labels or {}
+        self._hosts, self._authority = hosts or {}, authority
 
     def __enter__(self) -> Self:
         self._cluster.apply(*self._documents())
@@ -54,12 +62,17 @@ class Client:
             there.replace("/", "."): base64.b64encode((ROOT / here).read_bytes()).decode()
             for there, here in _FILES.items()
         }
-        items = [{"key": there.replace("/", "."), "path": there} for there in _FILES]
+        contents["authority.pem"] = base64.b64encode(self._authority).decode()
+        places = {*_FILES, "authority.pem"}
+        items = [{"key": there.replace("/", "."), "path": there} for there in places]
         container = {
             "name": "client",
             "image": IMAGE,
             "command": ["sleep", "infinity"],
-            "env": [{"name": "PYTHONPATH", "value": "/clients"}],
+            "env": [
+                {"name": "PYTHONPATH", "value": "/clients"},
+                {"name": "SSL_CERT_FILE", "value": "/clients/authority.pem"},
+            ],
             "volumeMounts": [{"name": "clients", "mountPath": "/clients"}],
         }
         volume = {"name": "clients", "configMap": {"name": "clients", "items": items}}
@@ -84,6 +97,10 @@ class Client:
                     "terminationGracePeriodSeconds": 0,
                     "containers": [container],
                     "volumes": [volume],
+                    "hostAliases": [
+                        {"ip": address, "hostnames": [name]}
+                        for name, address in self._hosts.items()
+                    ],
                 },
             },
         ]
@@ -93,13 +110,11 @@ class Client:
         command = ("exec", "client", "--", "python", "-c", code, *arguments)
         return self._cluster.kubectl(*command, check=False, namespace=self.namespace)
 
-    def load(self, users: int = 4, *, keep_alive: bool = True, host: str = HOST) -> "Load":
-        """Requests for `samples/seven.png`, from users each with a connection, or one a request."""
-        mode = "keep" if keep_alive else "close"
-        url = f"http://{host}:8080/predictions/mnist"
-        command = ["python", "/clients/load.py", url, str(users), mode, TOKEN]
-        exec_ = ("exec", "-i", "client", "--", *command)
-        return Load(self._cluster.start(*exec_, namespace=self.namespace))
+    def load(self, url: str = PREDICTIONS, **plan: Any) -> "Load":
+        """Requests to the service, by default users with an image each; see `load.Plan`."""
+        text = Plan(url, TOKEN, **plan).dumps()
+        command = ("exec", "-i", "client", "--", "python", "/clients/load.py", text)
+        return Load(self._cluster.start(*command, namespace=self.namespace))
 
 
 class Load:
@@ -108,6 +123,7 @@ class Load:
     Attributes:
         sent: how many.
         problems: those without the right answer, by what there was instead.
+        requests: of each, when it was sent (Unix time), the seconds that it took, and its status.
         figures: for a report.
     """
 
@@ -127,6 +143,7 @@ class Load:
         assert self._process.returncode == 0, printed
         report: dict[str, Any] = json.loads(printed.splitlines()[-1])
         self.problems: dict[str, int] = report.pop("problems")
+        self.requests: list[tuple[float, float, int]] = report.pop("requests")
         self.sent: int = report["sent"]
         self.lost = sum(self.problems.values())
         self.figures = {"sent": self.sent, "lost": self.lost, "p99_ms": report["p99_ms"]}

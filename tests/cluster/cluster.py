@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 import yaml
 
 from loadtest.servers import wait_until
+from tests.cluster.node import Node
 from tests.deploy.resources import Document, manifest
 from tests.serving import ROOT
 
@@ -137,6 +138,14 @@ class Exits:
         printed, _errors = self._process.communicate()
         lines = (line.split() for line in printed.splitlines())
         self.codes = {line[0]: int(line[1]) for line in lines if len(line) == 2}
+
+
+def define_custom_resources(node: Node) -> None:
+    """Have a node know the resources of Gateway API, KEDA and the Prometheus operator."""
+    # Their definitions are too long for the annotation of an apply by the client.
+    files = str(node.binaries / "crds")
+    node.kubectl("apply", "--server-side", "-f", files)
+    node.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
 
 
 def token_secret() -> Document:

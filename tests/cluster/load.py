@@ -1,40 +1,87 @@
-"""Runs in a client's pod: keep-alive or single requests, until standard input ends.
+"""Runs in a client's pod: requests, until standard input ends.
 
-With the URL, the number of users, `keep` or `close`, and the token as arguments, it sends the image
-beside it. It prints `started`, and at the end a line of JSON: what became of every request.
+Its argument is the JSON of a `Plan`. It prints `started`, and at the end a line of JSON: what
+became of every request.
 """
 
 import json
 import sys
+import time
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.reliability.traffic import Load, describe, keep_alive
+from tests.reliability.traffic import Load, describe, keep_alive, open_loop
 
-# Seconds between an answer and a user's next request.
-IDLE = 0.05
+
+@dataclass(frozen=True)
+class Plan:
+    """What is sent.
+
+    Attributes:
+        url: of a model.
+        token: of the client.
+        users: each sends a request when it has the answer to its last one.
+        keep_alive: whether a user keeps its connection from request to request.
+        idle: seconds between an answer and a user's next request.
+        instances: how many blank images a request has, in JSON; 0 is `samples/seven.png`.
+        rate: requests a second over as many connections as there are users, whatever the answers
+            do; 0 is users who wait.
+    """
+
+    url: str
+    token: str
+    users: int = 4
+    keep_alive: bool = True
+    idle: float = 0.05
+    instances: int = 0
+    rate: float = 0.0
+
+    def dumps(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    @property
+    def body(self) -> bytes:
+        """Of each request."""
+        if not self.instances:
+            return (Path(__file__).parent / "seven.png").read_bytes()
+        return json.dumps({"instances": [[[0] * 28] * 28] * self.instances}).encode()
 
 
 def main() -> None:
     """Send until standard input ends."""
-    url, users, mode, token = sys.argv[1:]
-    body = (Path(__file__).parent / "seven.png").read_bytes()
-    user = keep_alive(
-        url,
-        [body],
-        idle=IDLE,
-        headers=f"Authorization: Bearer {token}\r\n",
-        one_connection=mode == "keep",
-    )
-    with Load(*[user] * int(users)) as load:
+    plan = Plan(**json.loads(sys.argv[1]))
+    headers = f"Authorization: Bearer {plan.token}\r\n"
+    if plan.rate:
+        day = 86400.0
+        users = [
+            open_loop(plan.url, plan.body, plan.rate, day, connections=plan.users, headers=headers)
+        ]
+    else:
+        user = keep_alive(
+            plan.url,
+            [plan.body],
+            idle=plan.idle,
+            headers=headers,
+            one_connection=plan.keep_alive,
+        )
+        users = [user] * plan.users
+    before = time.time() - time.monotonic()
+    with Load(*users) as load:
         print("started", flush=True)
         sys.stdin.read()
+    expected = b'"predictions"' if plan.instances or plan.rate else b'"label": 7'
     problems = Counter(
         f"{outcome.status} {outcome.body.decode()[:200]}"
         for outcome in load.outcomes
-        if outcome.status != 200 or b'"label": 7' not in outcome.body
+        if outcome.status != 200 or expected not in (outcome.body or expected)
     )
-    print(json.dumps(describe(load) | {"problems": problems}))
+    seconds = [
+        (round(before + outcome.sent, 2), round(outcome.seconds, 4), outcome.status)
+        for outcome in load.outcomes
+    ]
+    print(json.dumps(describe(load) | {"problems": problems, "requests": seconds}))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tests.cluster.node import ADDRESS, Node, Port
 
 _NAME, _NAMESPACE, _PORT = "metrics-server", "kube-system", 4443
-_GROUP, _VERSION = "metrics.k8s.io", "v1beta1"
+_API = "v1beta1.metrics.k8s.io"
 
 
 @contextlib.contextmanager
@@ -32,27 +32,37 @@ def running(node: Node) -> Iterator[None]:
     node.expose(_NAME, _NAMESPACE, [Port("https", 443, _PORT)])
     with node.program(_NAME, *options) as program:
         authority = base64.b64encode(node.authority.certificate.read_bytes()).decode()
-        node.kubectl("apply", "-f", "-", text=json.dumps(_api_service(authority)))
-        available = ("--for=condition=Available", f"apiservice/{_VERSION}.{_GROUP}")
+        node.kubectl(
+            "apply", "-f", "-", text=json.dumps(api_service(authority, _NAME, _NAMESPACE, _API))
+        )
+        available = ("--for=condition=Available", f"apiservice/{_API}")
         try:
             program.wait_for(*node.kubectl_command("wait", *available, "--timeout=1s"))
             yield
         finally:
             # No namespace could be removed while an API group does not answer.
-            node.kubectl("delete", "apiservice", f"{_VERSION}.{_GROUP}")
+            node.kubectl("delete", "apiservice", _API)
 
 
-def _api_service(authority: str) -> dict[str, object]:
+def api_service(authority: str, name: str, namespace: str, api: str) -> dict[str, object]:
+    """The resource that has the API server pass an API on to a Service.
+
+    Args:
+        authority: of the Service's certificate, in base64.
+        name, namespace: of the Service.
+        api: version and group, as in `v1beta1.metrics.k8s.io`.
+    """
+    version, _, group = api.partition(".")
     return {
         "apiVersion": "apiregistration.k8s.io/v1",
         "kind": "APIService",
-        "metadata": {"name": f"{_VERSION}.{_GROUP}"},
+        "metadata": {"name": api},
         "spec": {
-            "group": _GROUP,
-            "version": _VERSION,
+            "group": group,
+            "version": version,
             "groupPriorityMinimum": 100,
             "versionPriority": 100,
             "caBundle": authority,
-            "service": {"name": _NAME, "namespace": _NAMESPACE},
+            "service": {"name": name, "namespace": namespace},
         },
     }

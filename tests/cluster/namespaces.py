@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -136,16 +137,18 @@ class Program:
             print(self.log.read_text()[-3000:])
             raise
 
-    def stop(self, timeout: float = 20.0) -> None:
-        """End it by SIGTERM, and after so many seconds by SIGKILL."""
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
         # `nsenter` runs it as its child, and passes no signal on.
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self._process.pid).children():
-                child.terminate()
+                child.send_signal(number)
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """End it by SIGTERM, and after so many seconds by SIGKILL."""
+        self.signal(signal.SIGTERM)
         started = time.monotonic()
         while self._process.poll() is None and time.monotonic() < started + timeout:
             time.sleep(0.02)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self._process.pid).children():
-                child.kill()
+        self.signal(signal.SIGKILL)
         self._process.wait()

@@ -8,7 +8,13 @@ import pytest
 import yaml
 
 from deploy.manifests import KUBERNETES
-from tests.cluster.cluster import NAMESPACE, Cluster, documents, token_secret
+from tests.cluster.cluster import (
+    NAMESPACE,
+    Cluster,
+    define_custom_resources,
+    documents,
+    token_secret,
+)
 from tests.cluster.node import Node
 from tests.deploy.programs import unavailable
 from tests.deploy.resources import RENDERINGS, Document, elsewhere
@@ -26,10 +32,7 @@ ROOT_POD = {
 def api(cluster: Cluster, node: Node | None) -> Iterator[Cluster]:
     """A cluster with the custom resources' definitions, where no pod starts."""
     if node:
-        for file in sorted((node.binaries / "crds").glob("*.yaml")):
-            # Too long for the annotation of an apply by the client.
-            cluster.kubectl("apply", "--server-side", "-f", str(file))
-        cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        define_custom_resources(node)
     nodes = [item["metadata"]["name"] for item in cluster.get("nodes")["items"]]
     cluster.kubectl("cordon", *nodes)
     yield cluster

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.cluster.clients import Client
 from tests.cluster.cluster import DEPLOYMENT, NAMESPACE, SERVER, Cluster, Exits
+from tests.reliability.record import scaled
 
 Under = Callable[[str], contextlib.AbstractContextManager[None]]
 
@@ -109,3 +111,18 @@ def test_drain_of_the_node(served: Cluster, under_load: Under) -> None:
             served.kubectl("uncordon", node)
         served.wait_until_rolled_out()
     assert not before & names(served)
+
+
+def test_a_thousand_requests_a_second(
+    served: Cluster, client: Client, cluster_figures: dict[str, Any]
+) -> None:
+    """Through the Service and one pod, over connections that are kept: all are answered."""
+    served.kubectl("set", "env", DEPLOYMENT, "RATE_LIMIT=0")
+    served.kubectl("scale", DEPLOYMENT, "--replicas=1")
+    served.wait_until_rolled_out()
+    rate, seconds = 1000, scaled(15, 180)
+    with client.load(rate=rate, users=32) as load:
+        time.sleep(seconds)
+    cluster_figures["thousand"] = load.figures
+    assert load.problems == {}
+    assert load.sent > 0.9 * rate * seconds

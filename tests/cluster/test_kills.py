@@ -34,7 +34,7 @@ class TestKills:
     def again(self, served: Cluster, client: Client) -> None:
         """Both pods are ready, and nothing is lost any more."""
         served.wait_until_rolled_out()
-        with client.load(USERS, keep_alive=False) as load:
+        with client.load(users=USERS, keep_alive=False) as load:
             served.wait_until_rolled_out()
             client.python("import time; time.sleep(3)")
         assert load.problems == {}
@@ -53,7 +53,7 @@ class TestKills:
         """Kill a process of the pod under load; what became of requests until it is replaced."""
         name = victim["metadata"]["name"]
         before = self.metric(served, name, metric)
-        with client.load(USERS, keep_alive=keep_alive) as load:
+        with client.load(users=USERS, keep_alive=keep_alive) as load:
             served.kubectl("exec", name, "--", "python", "-c", KILL, text)
             served.wait_until(lambda: self.metric(served, name, metric) > before)
             served.wait_until(lambda: self.is_ready(served, name))
@@ -141,7 +141,7 @@ class TestKills:
             pytest.skip("a container is killed on its node, here the tests' own")
         name = victim["metadata"]["name"]
         (status,) = victim["status"]["containerStatuses"]
-        with client.load(USERS, keep_alive=False) as load:
+        with client.load(users=USERS, keep_alive=False) as load:
             node.containerd.kill(status["containerID"].rpartition("/")[2])
             served.wait_until(lambda: restarts(served.get("pod", name)) == restarts(victim) + 1)
             served.wait_until(lambda: self.is_ready(served, name))
@@ -161,7 +161,7 @@ class TestKills:
     ) -> None:
         """The kernel kills what took it, or where cgroups are of version 2 the container."""
         name = victim["metadata"]["name"]
-        with client.load(USERS, keep_alive=False) as load:
+        with client.load(users=USERS, keep_alive=False) as load:
             done = served.kubectl("exec", name, "--", "python", "-c", FILL, check=False)
             assert done.returncode == 137, done.stdout
             client.python("import time; time.sleep(3)")

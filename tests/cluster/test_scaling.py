@@ -5,13 +5,16 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from deploy.manifests import KUBERNETES
 from tests.cluster import metrics_server
+from tests.cluster.clients import Client
 from tests.cluster.cluster import DEPLOYMENT, SERVER, Cluster, documents, for_a_small_node
 from tests.cluster.node import Node
+from tests.reliability.record import LONG
 
 METRICS = "/apis/metrics.k8s.io/v1beta1"
 SCALER = "horizontalpodautoscaler/model-server"
@@ -74,3 +77,33 @@ def test_the_scaler_reads_the_pods_cpu(served: Cluster, metrics: Cluster) -> Non
         assert conditions["AbleToScale"] == conditions["ScalingActive"] == "True"
     finally:
         served.kubectl("delete", SCALER)
+
+
+def test_load_scales_up_and_calm_down(
+    served: Cluster, metrics: Cluster, client: Client, cluster_figures: dict[str, Any]
+) -> None:
+    """Under requests that each need some milliseconds of CPU; none of them is lost."""
+    (scaler,) = [d for d in documents("overlay cpu") if d["kind"] == "HorizontalPodAutoscaler"]
+    # There are two cores, which both are busy.
+    scaler["spec"]["maxReplicas"] = 3
+    if not LONG:
+        scaler["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = 15
+    # With the CPU that overlay `local` asks for.
+    served.apply(*documents("overlay local"))
+    served.wait_until_rolled_out()
+    pods = {pod["metadata"]["name"] for pod in served.pods()}
+    metrics.wait_until(lambda: pods <= measured(served))
+    served.apply(scaler)
+    calm: dict[str, Any] = {"idle": 0.1}
+    try:
+        dear = client.load(users=4, keep_alive=False, idle=0.02, instances=64)
+        with client.load(**calm) as cheap, dear:
+            served.wait_until(lambda: served.get(DEPLOYMENT)["status"].get("readyReplicas") == 3)
+        with client.load(**calm) as after:
+            served.wait_until(lambda: replicas(served) == 2, 900)
+            served.wait_until_rolled_out()
+    finally:
+        served.kubectl("delete", SCALER)
+    for name, load in (("cheap", cheap), ("dear", dear), ("after", after)):
+        cluster_figures[f"cpu_scaler_{name}"] = load.figures
+        assert load.problems == {}

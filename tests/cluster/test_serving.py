@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.clients import HOST, Client
+from tests.cluster.clients import HOST, PREDICTIONS, Client
 from tests.cluster.cluster import TOKEN, Cluster, documents, restarts
 from tests.cluster.node import Node
 
@@ -26,7 +26,7 @@ except OSError as error:
     sys.exit(f"unreachable: {error}")
 print(response.status, response.read().decode())
 """
-PREDICTIONS = f"http://{HOST}:8080/predictions/mnist"
+
 METRICS = f"http://{HOST}:8083/metrics"
 
 

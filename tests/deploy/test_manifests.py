@@ -638,9 +638,10 @@ def test_an_autoscaler_is_taken_over() -> None:
 def test_canary_gets_a_tenth_of_the_requests() -> None:
     program("kubectl")
     route = Resources.of("everything").named("HTTPRoute", "model-server")
-    (rule,) = route["spec"]["rules"]
-    shares = {backend["name"]: backend["weight"] for backend in rule["backendRefs"]}
+    shared, testers = route["spec"]["rules"]
+    shares = {backend["name"]: backend["weight"] for backend in shared["backendRefs"]}
     assert shares == {"model-server": 9, "model-server-canary": 1}
+    assert [backend["name"] for backend in testers["backendRefs"]] == ["model-server-canary"]
 
 
 def test_overlay_in_the_guide_builds(tmp_path_factory: pytest.TempPathFactory) -> None:

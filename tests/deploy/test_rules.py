@@ -159,7 +159,7 @@ def test_the_canary_is_taken_out_by_its_weight(tmp_path: Path) -> None:
         [*local, "--type=json", patch, "--output=json"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    (rule,) = json.loads(done.stdout)["spec"]["rules"]
+    rule, _testers = json.loads(done.stdout)["spec"]["rules"]
     shares = {backend["name"]: backend["weight"] for backend in rule["backendRefs"]}
     assert shares == {"model-server": 9, "model-server-canary": 0}
 

@@ -44,14 +44,16 @@ class Client:
     """One keep-alive connection at a time.
 
     Args:
-        url: of the server, with the path.
+        url: of the server, with the path; `https` trusts whom OpenSSL trusts.
         pause: seconds between the parts of a body that is sent in ten, or 0 to send it as one.
         read_pause: likewise of an answer that is read in ten parts.
     """
 
     def __init__(self, url: str, pause: float = 0.0, read_pause: float = 0.0) -> None:
         parts = urlsplit(url)
-        self._host, self._port, self._path = parts.hostname, parts.port, parts.path
+        self._is_secure = parts.scheme == "https"
+        self._port = parts.port or (443 if self._is_secure else 80)
+        self._host, self._path = parts.hostname or "", parts.path
         self._pause, self._read_pause = pause, read_pause
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._connection = 0
@@ -67,7 +69,9 @@ class Client:
             if self._streams is None:
                 # What a slow reader has not read is to wait in the server, not in this process.
                 limit = 1 << 14 if self._read_pause else 1 << 24
-                connecting = asyncio.open_connection(self._host, self._port, limit=limit)
+                connecting = asyncio.open_connection(
+                    self._host, self._port, limit=limit, ssl=self._is_secure or None
+                )
                 self._streams = await asyncio.wait_for(connecting, TIMEOUT_SECONDS)
                 self._connection = next(_connections)
         except (OSError, TimeoutError):
@@ -82,7 +86,8 @@ class Client:
     async def _exchange(self, body: bytes, headers: str) -> tuple[int, bytes]:
         assert self._streams
         reader, writer = self._streams
-        head = f"POST {self._path} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n{headers}"
+        head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\n"
+        head += f"Content-Length: {len(body)}\r\n{headers}"
         # A refusal may come before the end of the body, and the connection be closed behind it:
         # HAProxy 2.8 does not read the rest. It is there for whoever reads while he sends.
         answer = asyncio.create_task(self._read(reader))
@@ -216,6 +221,7 @@ def open_loop(  # noqa: PLR0913 (each is a way in which loads differ)
     delay: float = 0.0,
     connections: int | None = None,
     keep_bodies: bool = False,
+    headers: str = "",
 ) -> Callable[[Load], Awaitable[None]]:
     """A user that sends at a rate, whatever the answers do.
 
@@ -228,6 +234,7 @@ def open_loop(  # noqa: PLR0913 (each is a way in which loads differ)
         connections: of which each takes its turn, or None for as many as are needed. A request that
             waits for one counts from when it was to be sent.
         keep_bodies: whether outcomes of 200 have theirs; there may be a million.
+        headers: lines of each request.
     """
 
     async def user(load: Load) -> None:
@@ -241,7 +248,7 @@ def open_loop(  # noqa: PLR0913 (each is a way in which loads differ)
             if connections is not None and load.over:  # it was never sent
                 idle.put_nowait(client)
                 return
-            outcome = await client.ask(body, sent=sent)
+            outcome = await client.ask(body, headers, sent)
             load.outcomes.append(
                 outcome if keep_bodies or outcome.status != 200 else replace(outcome, body=b"")
             )

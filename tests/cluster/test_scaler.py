@@ -1,0 +1,258 @@
+"""production's ScaledObject with KEDA and Prometheus: load scales up, calm down, blindness not."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import permutations
+from typing import Any, Self
+
+import pytest
+
+from loadtest import charts
+from tests.cluster import keda, prometheus
+from tests.cluster.clients import Client
+from tests.cluster.cluster import (
+    DEPLOYMENT,
+    SERVER,
+    Cluster,
+    define_custom_resources,
+    documents,
+)
+from tests.cluster.namespaces import ProgramError
+from tests.cluster.node import Node
+from tests.cluster.prometheus import Prometheus
+from tests.deploy.resources import Document
+from tests.reliability.record import LONG
+from tests.serving import ROOT
+
+SCALER = "horizontalpodautoscaler/model-server"
+# Users of dear requests, so that workers are busy and not the generator. Not one batch more than
+# there are users is ever computed, so they cannot want more than users / (2 workers * 0.6) pods.
+DEAR: dict[str, Any] = {"users": 7, "keep_alive": False, "idle": 0.0, "instances": 256}
+CALM: dict[str, Any] = {"users": 4, "keep_alive": True, "idle": 0.1}
+
+
+@pytest.fixture(scope="module")
+def monitored(node: Node | None, service: Cluster) -> Iterator[Prometheus]:
+    """A Prometheus that scrapes the service as production's ServiceMonitor says."""
+    if node is None:
+        pytest.skip("needs KEDA and Prometheus of its own: shown on the tests' own node")
+    define_custom_resources(node)
+    resources = [d for d in documents("overlay production") if "monitoring" in d["apiVersion"]]
+    with prometheus.running(node) as running:
+        service.apply(*resources)
+        service.wait_until(lambda: configured(running))
+        yield running
+    for document in resources:
+        service.kubectl("delete", document["kind"], document["metadata"]["name"])
+
+
+def configured(running: Prometheus) -> bool:
+    """Whether both pods are scraped."""
+    with contextlib.suppress(ProgramError):
+        running.configure()
+        return len(running.query('up{job="model-server"} == 1')) >= 2
+    return False
+
+
+def scaled_object() -> Document:
+    (found,) = [d for d in documents("overlay production") if d["kind"] == "ScaledObject"]
+    (trigger,) = found["spec"]["triggers"]
+    trigger["metadata"]["serverAddress"] = prometheus.URL
+    if not LONG:
+        # Five minutes of calm are for `make test-cluster CLUSTER=long`.
+        behavior = found["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        behavior["scaleDown"]["stabilizationWindowSeconds"] = 15
+    return found
+
+
+class Watch:
+    """Looks at replicas and at the scaler's measure each second, inside a `with` block.
+
+    Attributes:
+        seen: seconds since it began, replicas wanted and ready, and the measure if there was one.
+    """
+
+    def __init__(self, cluster: Cluster, running: Prometheus) -> None:
+        self._cluster, self._prometheus = cluster, running
+        (trigger,) = scaled_object()["spec"]["triggers"]
+        self._query = " ".join(trigger["metadata"]["query"].split())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.seen: list[tuple[float, int, int, float | None]] = []
+
+    def _run(self) -> None:
+        while not self._over.wait(1):
+            deployment = self._cluster.get(DEPLOYMENT)
+            measure = None
+            with contextlib.suppress(ProgramError):
+                found = self._prometheus.query(self._query)
+                measure = float(found[0]["value"][1]) if found else None
+            ready = deployment["status"].get("readyReplicas", 0)
+            row = (time.time(), deployment["spec"]["replicas"], ready, measure)
+            self.seen.append(row)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def first(self, wanted: int, since: float) -> float:
+        """When so many replicas were first wanted."""
+        return next(t for t, replicas, _, _ in self.seen if t >= since and replicas >= wanted)
+
+
+def scalers(overlay: str) -> list[Document]:
+    kinds = ("ScaledObject", "HorizontalPodAutoscaler")
+    return [d for d in documents(f"overlay {overlay}") if d["kind"] in kinds]
+
+
+@pytest.fixture(scope="module")
+def scaling(node: Node | None, cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster with KEDA; what it scales must be gone before it is."""
+    if node is None:
+        pytest.skip("needs KEDA and Prometheus of its own: shown on the tests' own node")
+    define_custom_resources(node)
+    with keda.running(node):
+        yield cluster
+        for kind in ("scaledobject", "horizontalpodautoscaler"):
+            cluster.kubectl("delete", kind, "model-server", "--ignore-not-found")
+
+
+@pytest.fixture
+def scaled(served: Cluster, monitored: Prometheus, scaling: Cluster) -> Iterator[Cluster]:
+    """The service with the ScaledObject, at its minimum of three."""
+    assert monitored
+    served.apply(scaled_object())
+    served.wait_until(lambda: served.get(DEPLOYMENT)["status"].get("readyReplicas") == 3)
+    yield served
+    scaling.kubectl("delete", "scaledobject/model-server")
+
+
+def test_load_scales_up_and_calm_down(
+    scaled: Cluster,
+    client: Client,
+    monitored: Prometheus,
+    cluster_figures: dict[str, Any],
+) -> None:
+    begun = {pod["metadata"]["name"] for pod in scaled.pods()}
+    with Watch(scaled, monitored) as watch:
+        with client.load(**CALM) as calm, client.load(**DEAR) as load:
+            step = time.time()
+            scaled.wait_until(lambda: scaled.get(DEPLOYMENT)["spec"]["replicas"] > 3, 300)
+            new = scaled.wait_until(
+                lambda: [p for p in ready(scaled.pods()) if p["metadata"]["name"] not in begun]
+            )[0]
+            peak = scaled.get(DEPLOYMENT)["spec"]["replicas"]
+            with monitored.stopped():
+                # A minute until the fallback stands, after four failures, and as long again.
+                blind = time.time()
+                scaled.wait_until(lambda: time.time() > blind + 120)
+            sighted = time.time()
+            scaled.wait_until(lambda: monitored.query('up{job="model-server"} == 1'))
+        with client.load(**CALM) as after:
+            top = scaled.get(DEPLOYMENT)["spec"]["replicas"]
+            scaled.wait_until(lambda: scaled.get(DEPLOYMENT)["spec"]["replicas"] < top, 900)
+            scaled.wait_until(
+                lambda: len(scaled.get("pods", f"--selector={SERVER}")["items"]) < top
+            )
+    assert min(r for t, r, _, _ in watch.seen if blind < t < sighted) >= peak
+    for name, sent in (("calm", calm), ("dear", load), ("after", after)):
+        cluster_figures[f"scaler_{name}"] = sent.figures
+        assert sent.problems == {}
+    cluster_figures["scaler_seconds"] = split(watch, step, new)
+    draw(watch, step, load, calm, after)
+
+
+def ready(pods: list[Document]) -> list[Document]:
+    return [pod for pod in pods if condition(pod, "Ready")]
+
+
+def condition(pod: Document, kind: str) -> float:
+    """Since when a pod's condition is true, or 0."""
+    found = [c for c in pod["status"].get("conditions", []) if c["type"] == kind]
+    return moment(found[0]["lastTransitionTime"]) if found and found[0]["status"] == "True" else 0.0
+
+
+def moment(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def split(watch: Watch, step: float, pod: Document) -> dict[str, float]:
+    """The seconds from the step of load to the first new pod that serves, in parts."""
+    (threshold,) = (float(t["metadata"]["threshold"]) for t in scaled_object()["spec"]["triggers"])
+    # A tenth is the autoscaler's tolerance.
+    enough = 3 * threshold * 1.1
+    measured = next(t for t, _, _, measure in watch.seen if t > step and (measure or 0) > enough)
+    wanted = watch.first(4, step)
+    (status,) = pod["status"]["containerStatuses"]
+    started = moment(status["state"]["running"]["startedAt"])
+    return {
+        "until measured": round(measured - step, 1),
+        "until wanted": round(wanted - measured, 1),
+        "until the container ran": round(started - wanted, 1),
+        "until ready": round(condition(pod, "Ready") - started, 1),
+        "whole": round(condition(pod, "Ready") - step, 1),
+    }
+
+
+def draw(watch: Watch, step: float, *loads: Any) -> None:
+    """Plot replicas, the measure, latencies and refusals over time."""
+
+    def plot(figure: Any) -> None:
+        top, middle, bottom = figure.subplots(3, 1, sharex=True)
+        figure.set_size_inches(8, 8)
+        times = [t - step for t, *_ in watch.seen]
+        top.step(times, [row[1] for row in watch.seen], where="post", label="wanted")
+        top.step(times, [row[2] for row in watch.seen], where="post", label="ready")
+        top.set_ylabel("replicas")
+        top.legend()
+        measures = [float("nan") if row[3] is None else row[3] for row in watch.seen]
+        middle.plot(times, measures)
+        middle.set_ylabel("busy pods")
+        requests = sorted(request for load in loads for request in load.requests)
+        for cost, label in ((False, "1 image"), (True, "256 images")):
+            chosen = loads[:1] if cost else loads[1:]
+            sent = sorted(request for load in chosen for request in load.requests)
+            seconds = sorted({int(t - step) // 5 * 5 for t, _, _ in sent})
+            p99 = [max(1e3 * d for t, d, _ in sent if s <= t - step < s + 5) for s in seconds]
+            bottom.plot(seconds, p99, label=f"{label}, slowest in 5 s")
+        refused = [t - step for t, _, status in requests if status != 200]
+        bottom.plot(refused, [1] * len(refused), "x", label="refused")
+        bottom.set_ylabel("ms")
+        bottom.set_yscale("log")
+        bottom.set_xlabel("seconds from the step of load")
+        bottom.legend()
+
+    place = ROOT / "artifacts" / "cluster"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "scaling.svg").write_text(charts.svg(plot))
+
+
+@pytest.mark.parametrize("pair", [*permutations(("production", "gpu", "cpu"), 2)], ids="-".join)
+def test_the_scaler_of_another_overlay_is_taken_over(
+    pair: tuple[str, str], served: Cluster, scaling: Cluster
+) -> None:
+    """KEDA's webhook refuses a second scaler of a Deployment, but for one that is handed over."""
+    one, other = (scalers(name) for name in pair)
+    served.apply(*one)
+    served.wait_until(lambda: served.get("horizontalpodautoscalers")["items"])
+    served.apply(*other)
+    # What an apply with --prune does next, and then the second apply that the README asks for.
+    for kind in {d["kind"] for d in one} - {d["kind"] for d in other}:
+        served.kubectl("delete", kind, "model-server")
+    served.apply(*other)
+    (wanted,) = other
+    most = wanted["spec"].get("maxReplicas") or wanted["spec"]["maxReplicaCount"]
+    scaling.wait_until(lambda: maximum(served) == [most])
+
+
+def maximum(cluster: Cluster) -> list[int]:
+    """The most replicas that each autoscaler may make."""
+    found = cluster.get("horizontalpodautoscalers")["items"]
+    return [scaler["spec"]["maxReplicas"] for scaler in found]
