@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from server import cgroup
 from server.patches import PATCHES
 from server.watcher import Snapshot
 
@@ -29,6 +30,7 @@ _OF_CLIENTS = (
         "Requests refused by the door, as their turn did not come or no TorchServe was up.",
     ),
 )
+_STARTED = psutil.Process().create_time()
 RELOAD_RESULTS = ("done", "refused")
 
 
@@ -139,6 +141,20 @@ class ServerMetrics(Collector):
             missing.add_metric((patch,), patch in self._missing_patches())
         yield missing
         yield self._memory(snapshot)
+        yield GaugeMetricFamily(
+            "serving_start_time_seconds", "When the server started, in Unix time.", value=_STARTED
+        )
+        limited = cgroup.memory()
+        yield GaugeMetricFamily(
+            "serving_memory_working_set_bytes",
+            "Memory in use that cannot be dropped, of the container or else of the machine.",
+            value=limited.working_set,
+        )
+        yield GaugeMetricFamily(
+            "serving_memory_limit_bytes",
+            "How much of it there may be until the kernel kills.",
+            value=limited.limit,
+        )
         yield self._expected_labels(snapshot)
 
     @staticmethod

@@ -39,7 +39,17 @@ RULES = rules()
 RECORDS = sorted({rule["record"] for rule in RULES if "record" in rule})
 # PromQL's words, which look like names of metrics.
 WORDS = frozenset(
-    {"absent", "and", "avg", "by", "clamp_min", "count", "group_left", "histogram_quantile"}
+    {
+        "absent",
+        "and",
+        "avg",
+        "by",
+        "changes",
+        "clamp_min",
+        "count",
+        "group_left",
+        "histogram_quantile",
+    }
     | {
         "ignoring",
         "increase",
