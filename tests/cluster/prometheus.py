@@ -10,30 +10,34 @@ import contextlib
 import gzip
 import json
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
 
 import yaml
 
+from tests.cluster.namespaces import ProgramError
 from tests.cluster.node import ADDRESS, Node
 
 _PORT = 9090
 URL = f"http://{ADDRESS}:{_PORT}"
 NAMESPACE = "monitoring"
 _NAME = "tests"
+# Whatever there is, in whatever namespace.
+_SPEC = {
+    "replicas": 0,
+    **{
+        f"{kind}{which}Selector": {}
+        for kind in ("serviceMonitor", "rule")
+        for which in ("", "Namespace")
+    },
+}
 _CUSTOM_RESOURCE = {
     "apiVersion": "monitoring.coreos.com/v1",
     "kind": "Prometheus",
     "metadata": {"name": _NAME, "namespace": NAMESPACE},
-    "spec": {
-        "replicas": 0,
-        **{
-            f"{kind}{which}Selector": {}
-            for kind in ("serviceMonitor", "rule")
-            for which in ("", "Namespace")
-        },
-    },
 }
 
 
@@ -41,9 +45,9 @@ class Prometheus:
     """A Prometheus, which runs inside a `with` block."""
 
     def __init__(self, node: Node) -> None:
-        self._node, self._directory = node, node.directory / "prometheus"
+        self._node = node
+        self._directory = Path(tempfile.mkdtemp(prefix="prometheus-", dir=node.directory))
         self._kubeconfig = node.user("prometheus", "/O=system:masters/CN=prometheus")
-        self._directory.mkdir()
         (self._directory / "prometheus.yml").write_text("{}")
 
     def __enter__(self) -> Self:
@@ -74,10 +78,14 @@ class Prometheus:
         """What a query of PromQL finds now; see `get`."""
         return list(self.get(f"query?{urlencode({'query': text})}")["result"])
 
-    def configure(self) -> None:
-        """Take over what the operator has written by now, with the address of the API server."""
+    def follow(self) -> bool:
+        """Take over what the operator has written by now; whether it has written anything."""
         node, directory = self._node, self._directory
-        secret = node.kubectl(*_in_json("secret", f"prometheus-{_NAME}"))
+        try:
+            secret = node.kubectl(*_in_json("secret", f"prometheus-{_NAME}"))
+            rules = node.kubectl(*_in_json("configmap", f"prometheus-{_NAME}-rulefiles-0"))
+        except ProgramError:
+            return False
         packed = json.loads(secret)["data"]["prometheus.yaml.gz"]
         text = gzip.decompress(base64.b64decode(packed)).decode()
         for variable in ("$(SHARD)", "$(POD_NAME)"):
@@ -86,13 +94,13 @@ class Prometheus:
         for job in configuration["scrape_configs"]:
             for discovery in job["kubernetes_sd_configs"]:
                 discovery["kubeconfig_file"] = str(self._kubeconfig)
-        rules = json.loads(node.kubectl(*_in_json("configmap", f"prometheus-{_NAME}-rulefiles-0")))
-        for name, content in (rules.get("data") or {}).items():
+        for name, content in (json.loads(rules).get("data") or {}).items():
             (directory / name).write_text(content)
         configuration |= {"rule_files": [f"{directory}/*.yaml"]}
         configuration.pop("alerting", None)
         (directory / "prometheus.yml").write_text(yaml.safe_dump(configuration))
         self._program.signal(signal.SIGHUP)
+        return True
 
     def get(self, path: str) -> Any:
         """What its HTTP API has under `/api/v1/`.
@@ -109,11 +117,17 @@ def _in_json(kind: str, name: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(node: Node) -> Iterator[Prometheus]:
-    """Scrape and evaluate what `configure` finds; definitions of the resources must be there."""
+def running(node: Node, interval: str = "30s") -> Iterator[Prometheus]:
+    """Scrape and evaluate what `follow` finds; definitions of the resources must be there.
+
+    Args:
+        node: that it runs beside.
+        interval: from one evaluation of a rule to the next, where its group has none.
+    """
     operator = node.user("prometheus-operator", "/O=system:masters/CN=prometheus-operator")
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    items = {"apiVersion": "v1", "kind": "List", "items": [namespace, _CUSTOM_RESOURCE]}
+    wanted = _CUSTOM_RESOURCE | {"spec": _SPEC | {"evaluationInterval": interval}}
+    items = {"apiVersion": "v1", "kind": "List", "items": [namespace, wanted]}
     node.kubectl("apply", "-f", "-", text=json.dumps(items))
     with (
         node.program(

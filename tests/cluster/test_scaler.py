@@ -51,10 +51,7 @@ def monitored(node: Node | None, service: Cluster) -> Iterator[Prometheus]:
 
 def configured(running: Prometheus) -> bool:
     """Whether both pods are scraped."""
-    with contextlib.suppress(ProgramError):
-        running.configure()
-        return len(running.query('up{job="model-server"} == 1')) >= 2
-    return False
+    return running.follow() and len(running.query('up{job="model-server"} == 1')) >= 2
 
 
 def scaled_object() -> Document:

@@ -562,6 +562,16 @@ def test_every_model_server_requests_a_gpu() -> None:
             assert is_gpu == container["image"].endswith("-cu130")
 
 
+def test_production_names_its_image_by_digest() -> None:
+    program("kubectl")
+    images = {
+        c["image"] for _, pod in Resources.of("overlay production").pods() for c in containers(pod)
+    }
+    assert images
+    pattern = r"registry\.example\.com/model-server@sha256:[0-9a-f]{64}"
+    assert all(re.fullmatch(pattern, name) for name in images)
+
+
 def parts(documents: Iterable[Document]) -> Any:
     """Documents in an order of their own, as are lists of things with names."""
 

@@ -1,0 +1,224 @@
+"""The project's rules in a Prometheus that the operator configures: alerts fire, and end.
+
+An alert's windows are minutes to days. Here every duration of rules and scrapes is divided by
+`FASTER`, so that minutes are seconds; thresholds, series and expressions are the project's.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.cluster import prometheus
+from tests.cluster.clients import Client
+from tests.cluster.cluster import (
+    DEPLOYMENT,
+    Cluster,
+    define_custom_resources,
+    documents,
+    for_a_small_node,
+    restarts,
+)
+from tests.cluster.node import Node
+from tests.cluster.prometheus import Prometheus
+from tests.cluster.test_kills import KILL
+from tests.deploy.resources import Document
+
+FASTER = 15
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# A signal for every process whose command line has a text.
+SIGNAL = """
+import os, pathlib, sys
+for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    process = int(path.parent.name)
+    if sys.argv[1] in path.read_bytes().decode() and process != os.getpid():
+        os.kill(process, int(sys.argv[2]))
+"""
+# Takes nine tenths of the container's memory and something, with what is in it, until it is killed.
+FILL = """
+import pathlib, time, sys
+root = pathlib.Path("/sys/fs/cgroup/memory")
+names = ("usage_in_bytes", "limit_in_bytes") if root.is_dir() else ("current", "max")
+root = root if root.is_dir() else root.parent
+usage, limit = (int((root / f"memory.{name}").read_text()) for name in names)
+open("/proc/self/oom_score_adj", "w").write("1000")
+taken = b"x" * int(0.94 * limit - usage)
+print("taken", flush=True)
+time.sleep(600)
+"""
+
+
+def faster(text: str) -> str:
+    """Durations divided by `FASTER`, but none below a second."""
+
+    def replaced(match: re.Match[str]) -> str:
+        before, number, unit = match.groups()
+        return f"{before}{max(1, int(number) * SECONDS[unit] // FASTER)}s"
+
+    return re.sub(r"(\[|offset |for: |interval: |scrapeTimeout: )(\d+)([smhd])\b", replaced, text)
+
+
+@pytest.fixture(scope="module")
+def alerting(node: Node | None, service: Cluster) -> Iterator[Prometheus]:
+    """A Prometheus with production's ServiceMonitor and rules."""
+    if node is None:
+        pytest.skip("needs a Prometheus of its own: shown on the tests' own node")
+    define_custom_resources(node)
+    resources = [d for d in documents("overlay production") if "monitoring" in d["apiVersion"]]
+    with prometheus.running(node, interval="2s") as running:
+        # As they are, they load, and every one is evaluated.
+        service.apply(*resources)
+        wanted = sum(
+            len(group["rules"])
+            for d in resources
+            if d["kind"] == "PrometheusRule"
+            for group in d["spec"]["groups"]
+        )
+        service.wait_until(lambda: healthy(running) == wanted)
+        service.apply(*map(hastened, resources))
+        service.wait_until(lambda: running.follow() and "[20s]" in json.dumps(running.get("rules")))
+        service.wait_until(lambda: len(running.query('up{job="model-server"} == 1')) == 2)
+        yield running
+    for document in resources:
+        service.kubectl("delete", document["kind"], document["metadata"]["name"])
+
+
+def hastened(document: Document) -> Document:
+    """A monitor or rules with shorter durations."""
+    changed: Document = json.loads(json.dumps(document))
+    if document["kind"] == "ServiceMonitor":
+        changed["spec"]["endpoints"][0] |= {"interval": "1s", "scrapeTimeout": "1s"}
+        return changed
+    for group in changed["spec"]["groups"]:
+        for holder in (group, *group["rules"]):
+            for key in ("interval", "for", "expr"):
+                if key in holder:
+                    prefix = "" if key == "expr" else f"{key}: "
+                    holder[key] = faster(f"{prefix}{holder[key]}").removeprefix(prefix)
+    return changed
+
+
+def healthy(running: Prometheus) -> int:
+    """Rules that were evaluated without an error."""
+    if not running.follow():
+        return 0
+    groups = running.get("rules")["groups"]
+    return sum(rule["health"] == "ok" for group in groups for rule in group["rules"])
+
+
+@pytest.fixture
+def alert(
+    served: Cluster, alerting: Prometheus, cluster_figures: dict[str, Any]
+) -> Callable[..., None]:
+    """A function that waits until an alert fires, or until it no longer does."""
+    times: dict[str, float] = {}
+    figures: dict[str, dict[str, float]] = cluster_figures.setdefault("alerts", {})
+
+    def wait(name: str, *, firing: bool, **labels: str) -> None:
+        def is_firing() -> bool:
+            return any(
+                found["labels"].items() >= ({"alertname": name} | labels).items()
+                and found["state"] == "firing"
+                for found in alerting.get("alerts")["alerts"]
+            )
+
+        times.setdefault(name, time.monotonic())
+        served.wait_until(lambda: is_firing() == firing, 300)
+        key = "fired_after" if firing else "ended_after"
+        figures.setdefault(name, {})[key] = round(time.monotonic() - times[name], 1)
+        times[name] = time.monotonic()
+
+    return wait
+
+
+def test_workers_that_die(
+    served: Cluster, alerting: Prometheus, alert: Callable[..., None]
+) -> None:
+    """Again and again, on one of two pods."""
+    name = served.pods()[0]["metadata"]["name"]
+    kill = ("exec", name, "--", "python", "-c", KILL, "model_service_worker")
+    for _ in range(12):
+        served.kubectl(*kill, check=False)
+        time.sleep(2)
+    alert("ModelServerWorkerRestarts", firing=True, pod=name, severity="ticket")
+    alert("ModelServerWorkerRestarts", firing=False)
+    assert alerting.query('min(serving_model_ready{job="model-server"})')[0]["value"][1] == "1"
+
+
+def test_requests_that_fail(served: Cluster, client: Client, alert: Callable[..., None]) -> None:
+    """As the workers of a model stand still, on both pods."""
+    pods = [pod["metadata"]["name"] for pod in served.pods()]
+
+    def signal(number: int) -> None:
+        for pod in pods:
+            code = ("python", "-c", SIGNAL, "model_service_worker", str(number))
+            served.kubectl("exec", pod, "--", *code)
+
+    with client.load(users=16, idle=0.02, keep_alive=False) as load:
+        signal(19)
+        alert("ModelServerFailuresBurnBudget", firing=True, severity="page", window="1h")
+        signal(18)
+        alert("ModelServerFailuresBurnBudget", firing=False, severity="page", window="1h")
+    assert any(problem.startswith("503 ") for problem in load.problems)
+
+
+def test_a_container_that_is_started_again(
+    served: Cluster, node: Node, alert: Callable[..., None]
+) -> None:
+    """Twice; its new process is what tells."""
+    name = served.pods()[0]["metadata"]["name"]
+    for _ in range(2):
+        pod = served.get("pod", name)
+        (status,) = pod["status"]["containerStatuses"]
+        node.containerd.kill(status["containerID"].rpartition("/")[2])
+        served.wait_until(lambda pod=pod: restarts(served.get("pod", name)) > restarts(pod))  # type: ignore[misc]
+        served.wait_until_rolled_out()
+    alert("ModelServerRestarts", firing=True, pod=name)
+    alert("ModelServerRestarts", firing=False)
+
+
+def test_memory_that_runs_out(served: Cluster, alert: Callable[..., None]) -> None:
+    name = served.pods()[0]["metadata"]["name"]
+    filling = served.start("exec", "-i", name, "--", "python", "-c", FILL)
+    try:
+        assert filling.stdout
+        assert filling.stdout.readline() == "taken\n"
+        alert("ModelServerMemoryHigh", firing=True, pod=name)
+        served.kubectl("exec", name, "--", "python", "-c", SIGNAL, "oom_score_adj", "9")
+        alert("ModelServerMemoryHigh", firing=False)
+    finally:
+        filling.kill()
+        filling.communicate()
+
+
+def test_a_canary_without_its_gpu(served: Cluster, alert: Callable[..., None]) -> None:
+    """It is not ready and says why; as it is a canary, nobody is woken."""
+    changed = for_a_small_node("component httproute-canary")
+    canary = [d for d in changed if d["metadata"]["name"].startswith("model-server-canary")]
+    for document in canary:
+        if document["kind"] == "Deployment":
+            (container,) = document["spec"]["template"]["spec"]["containers"]
+            container["env"].append({"name": "REQUIRE_GPU", "value": "true"})
+    names = [f"{d['kind']}/{d['metadata']['name']}" for d in canary]
+    served.apply(*canary)
+    try:
+        labels = {"job": "model-server-canary", "severity": "ticket"}
+        alert("ModelServerGpuMissing", firing=True, **labels)
+        alert("ModelServerModelNotReady", firing=True, **labels)
+        alert("ModelServerModelUnavailable", firing=False)
+    finally:
+        served.kubectl("delete", *names)
+    alert("ModelServerModelNotReady", firing=False)
+    alert("ModelServerGpuMissing", firing=False)
+
+
+def test_no_server_at_all(served: Cluster, alert: Callable[..., None]) -> None:
+    served.kubectl("scale", DEPLOYMENT, "--replicas=0")
+    try:
+        alert("ModelServerAbsent", firing=True, severity="page")
+    finally:
+        served.kubectl("scale", DEPLOYMENT, "--replicas=2")
+    alert("ModelServerAbsent", firing=False)
