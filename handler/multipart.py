@@ -6,6 +6,7 @@ So the front door has it pass bodies on as they are, and tells the content type 
 
 from email import message_from_bytes
 from email.message import Message
+from email.utils import collapse_rfc2231_value
 
 from handler.errors import RequestError
 
@@ -26,7 +27,7 @@ def form_field(body: bytes | bytearray, content_type: str, name: str) -> bytes:
     """
     header = Message()
     header["Content-Type"] = content_type
-    boundary = header.get_boundary()
+    boundary = (_parameter(header, "Content-Type", "boundary") or "").rstrip()
     if not boundary:
         raise RequestError("the Content-Type multipart/form-data has no boundary")
     delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
@@ -40,7 +41,7 @@ def form_field(body: bytes | bytearray, content_type: str, name: str) -> bytes:
     for part in parts[:-1]:
         head, _, content = part.partition(b"\r\n\r\n")
         disposition = message_from_bytes(head.lstrip() + b"\r\n\r\n")
-        found = disposition.get_param("name", header="Content-Disposition")
+        found = _parameter(disposition, "Content-Disposition", "name")
         if found == name:
             return content
         names.append(repr(found))
@@ -49,3 +50,17 @@ def form_field(body: bytes | bytearray, content_type: str, name: str) -> bytes:
         f"expected an image or JSON as the body, or a multipart field {name!r}; got the form "
         f"fields {listed}"
     )
+
+
+def _parameter(message: Message, header: str, name: str) -> str | None:
+    """A parameter of a header, if it has that.
+
+    Raises:
+        RequestError: no parameter of the header can be read.
+    """
+    try:
+        value = message.get_param(name, None, header)
+    except TypeError:
+        # From `a*=x; a*0=y`, one value whole and in parts (RFC 2231): Python compares None with 0.
+        raise RequestError(f"the parameters of {header} cannot be read") from None
+    return value if value is None else collapse_rfc2231_value(value)

@@ -38,6 +38,12 @@ def test_other_fields_are_named() -> None:
     [
         (b"--x\r\n\r\n\r\n--x--", "multipart/form-data", "no boundary"),
         (b"--x\r\n\r\n\r\n--x--", 'multipart/form-data; boundary=""', "no boundary"),
+        (b"--x--", "multipart/form-data; a*=1; a*0=2; boundary=x", "of Content-Type cannot be"),
+        (
+            b"--x\r\nContent-Disposition: form-data; a*=1; a*0=2\r\n\r\n\r\n--x--",
+            "multipart/form-data; boundary=x",
+            "of Content-Disposition cannot be read",
+        ),
         (b"", "multipart/form-data; boundary=x", "closing boundary is missing"),
         (b"--x\r\n\r\nabc", "multipart/form-data; boundary=x", "closing boundary is missing"),
         (b"--x" * 9, "multipart/form-data; boundary=x", "got the form fields none"),
