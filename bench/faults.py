@@ -19,7 +19,7 @@ from bench.peers.catalogue import Peer
 from bench.servers import request_to, running
 from bench.wrk import Request
 from loadtest.servers import Server
-from tests.reliability.traffic import LOST, REFUSED, Client, Load, keep_alive
+from loadtest.traffic import LOST, REFUSED, Client, Load, keep_alive
 
 _NEIGHBOURS, _REPEATS = 31, 8
 _IN_FLIGHT = 20

@@ -15,7 +15,7 @@ IMAGE = "model-server:0.1.0"
 HOST = f"model-server.{NAMESPACE}.svc.cluster.local"
 PREDICTIONS = f"http://{HOST}:8080/predictions/mnist"
 _FILES = {
-    "tests/reliability/traffic.py": "tests/reliability/traffic.py",
+    "loadtest/traffic.py": "loadtest/traffic.py",
     "loadtest/arrivals.py": "loadtest/arrivals.py",
     "load.py": "tests/cluster/load.py",
     "seven.png": "samples/seven.png",

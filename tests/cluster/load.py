@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.reliability.traffic import Load, describe, keep_alive, open_loop
+from loadtest.traffic import Load, describe, keep_alive, open_loop
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.server_side import Sample, _mismatches, difference, scrape
 from loadtest.servers import wait_until
+from loadtest.traffic import LOST, Load, keep_alive
 from tests.reliability.processes import named, workers
 from tests.reliability.record import Section, scaled
-from tests.reliability.traffic import LOST, Load, keep_alive
 from tests.serving import ROOT, ServerProcess, serving
 
 SEVEN = (ROOT / "samples" / "seven.png").read_bytes()

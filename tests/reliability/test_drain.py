@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.servers import wait_until
+from loadtest.traffic import LOST, REFUSED, Load, describe, keep_alive
 from tests.archives import SLOW_HANDLER, foreign
-from tests.reliability.traffic import LOST, REFUSED, Load, describe, keep_alive
 from tests.serving import ROOT, serving
 
 SEVEN = (ROOT / "samples" / "seven.png").read_bytes()

@@ -13,10 +13,10 @@ import pytest
 import requests
 
 from loadtest.servers import wait_until
+from loadtest.traffic import Load, keep_alive
 from tests.archives import foreign
 from tests.deploy.programs import program, unavailable
 from tests.reliability.record import Section, scaled
-from tests.reliability.traffic import Load, keep_alive
 from tests.serving import ServerProcess
 
 XOR = b'{"instances": [[0, 1]]}'

@@ -20,10 +20,10 @@ import pytest
 import requests
 
 from loadtest.servers import wait_until
+from loadtest.traffic import LOST, REFUSED, Load, Outcome, keep_alive, of_status
 from tests.images import dearest_png
 from tests.reliability.processes import named, workers
 from tests.reliability.record import Section, scaled
-from tests.reliability.traffic import LOST, REFUSED, Load, Outcome, keep_alive, of_status
 from tests.serving import ROOT, ServerProcess, serving
 
 SEVEN = (ROOT / "samples" / "seven.png").read_bytes()

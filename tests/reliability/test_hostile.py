@@ -22,10 +22,10 @@ import requests
 from hypothesis import strategies as st
 
 from loadtest.servers import wait_until
+from loadtest.traffic import Load, open_loop, percentile
 from tests.reliability import hostile
 from tests.reliability.flood import Tally, flood
 from tests.reliability.record import Section, scaled
-from tests.reliability.traffic import Load, open_loop, percentile
 from tests.reliability.wire import port_of
 from tests.serving import ServerProcess, serving
 

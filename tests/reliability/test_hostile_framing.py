@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
+from loadtest.traffic import Client, Load
 from tests.archives import SLOW_HANDLER, foreign
-from tests.reliability.traffic import Client, Load
 from tests.reliability.wire import Answer, port_of, read_answer, request
 from tests.serving import ServerProcess, serving
 

@@ -10,9 +10,9 @@ import pytest
 import requests
 
 from loadtest.servers import wait_until
+from loadtest.traffic import Load, keep_alive
 from tests.archives import foreign
 from tests.reliability.processes import named
-from tests.reliability.traffic import Load, keep_alive
 from tests.serving import ServerProcess, serving
 
 XOR = b'{"instances": [[0, 1]]}'

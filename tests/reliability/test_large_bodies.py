@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.reliability.traffic import Load, describe, keep_alive
+from loadtest.traffic import Load, describe, keep_alive
 from tests.serving import ROOT, serving
 
 SEVEN = (ROOT / "samples" / "seven.png").read_bytes()

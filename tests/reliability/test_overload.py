@@ -13,11 +13,7 @@ import numpy as np
 import pytest
 
 from loadtest.digits import load as load_digits
-from tests.archives import SLOW_HANDLER, foreign
-from tests.images import b64
-from tests.reliability import record
-from tests.reliability.record import Section, scaled
-from tests.reliability.traffic import (
+from loadtest.traffic import (
     LOST,
     Load,
     Outcome,
@@ -27,6 +23,10 @@ from tests.reliability.traffic import (
     open_loop,
     percentile,
 )
+from tests.archives import SLOW_HANDLER, foreign
+from tests.images import b64
+from tests.reliability import record
+from tests.reliability.record import Section, scaled
 from tests.serving import ServerProcess, serving
 
 # A batch of four takes 50 ms: 80 requests a second, which any generator can send ten times.

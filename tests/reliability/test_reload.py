@@ -17,11 +17,11 @@ import requests
 
 from handler.card import CARD_FILE
 from loadtest.servers import wait_until
+from loadtest.traffic import LOST, Load, Outcome, keep_alive, of_status, percentile
 from server.store import read_archive
 from tests.archives import FAILING_HANDLER, SLOW_HANDLER, altered, foreign
 from tests.reliability.processes import named
 from tests.reliability.record import Section, scaled
-from tests.reliability.traffic import LOST, Load, Outcome, keep_alive, of_status, percentile
 from tests.serving import ROOT, ServerProcess, serving
 
 VERSION_HANDLER = """

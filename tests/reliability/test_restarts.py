@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from loadtest.servers import wait_until
+from loadtest.traffic import LOST, REFUSED, Load, keep_alive, of_status
 from tests.reliability.record import Section, scaled
-from tests.reliability.traffic import LOST, REFUSED, Load, keep_alive, of_status
 from tests.serving import ROOT, serving
 
 RESTARTS = scaled(2, 10)

@@ -15,9 +15,7 @@ import requests
 from scipy import stats
 
 from loadtest.servers import wait_until
-from tests.reliability.processes import named
-from tests.reliability.record import LONG, Cell, Section, scaled
-from tests.reliability.traffic import (
+from loadtest.traffic import (
     LOST,
     Load,
     describe,
@@ -26,6 +24,8 @@ from tests.reliability.traffic import (
     open_loop,
     percentile,
 )
+from tests.reliability.processes import named
+from tests.reliability.record import LONG, Cell, Section, scaled
 from tests.serving import ROOT, ServerProcess, serving
 
 SEVEN = (ROOT / "samples" / "seven.png").read_bytes()

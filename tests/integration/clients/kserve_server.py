@@ -7,7 +7,7 @@ import kserve
 import numpy as np
 
 
-class Xor(kserve.Model):
+class Xor(kserve.Model):  # type: ignore[misc]
     """Answers as this service's xor does, by V1 and V2."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Clients on loopback that say of each request what became of it."""
+"""Clients for tests and benchmarks, which say of each request what became of it."""
 
 import asyncio
 import contextlib
@@ -189,7 +189,8 @@ def keep_alive(  # noqa: PLR0913 (each is a way in which clients differ)
         url: with the path.
         bodies: in turn.
         idle: seconds between an answer and the next request.
-        pause, read_pause: see `Client`.
+        pause: see `Client`.
+        read_pause: see `Client`.
         headers: lines of each request.
         count: of requests, or None to go on until the load is over.
         one_connection: whether it keeps its connection from request to request.
@@ -255,7 +256,7 @@ def open_loop(  # noqa: PLR0913 (each is a way in which loads differ)
             idle.put_nowait(client)
 
         start = time.monotonic() + delay
-        for moment in schedule("poisson", rate, start, random.Random(1)):
+        for moment in schedule("poisson", rate, start, random.Random(1)):  # noqa: S311
             if moment > start + seconds or load.over:
                 break
             await asyncio.sleep(max(0.0, moment - time.monotonic()))
