@@ -48,7 +48,9 @@ class Prometheus:
         self._node = node
         self._directory = Path(tempfile.mkdtemp(prefix="prometheus-", dir=node.directory))
         self._kubeconfig = node.user("prometheus", "/O=system:masters/CN=prometheus")
-        (self._directory / "prometheus.yml").write_text("{}")
+        self._configuration = self._directory / "prometheus.yml"
+        self._configuration.write_text("{}")
+        self._followed = ""
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
@@ -56,7 +58,7 @@ class Prometheus:
         self._program = self._stack.enter_context(
             self._node.program(
                 "prometheus",
-                f"--config.file={directory}/prometheus.yml",
+                f"--config.file={self._configuration}",
                 f"--storage.tsdb.path={directory}/data",
                 f"--web.listen-address={ADDRESS}:{_PORT}",
             )
@@ -86,6 +88,9 @@ class Prometheus:
             rules = node.kubectl(*_in_json("configmap", f"prometheus-{_NAME}-rulefiles-0"))
         except ProgramError:
             return False
+        if secret + rules == self._followed:
+            return True
+        self._followed = secret + rules
         packed = json.loads(secret)["data"]["prometheus.yaml.gz"]
         text = gzip.decompress(base64.b64decode(packed)).decode()
         for variable in ("$(SHARD)", "$(POD_NAME)"):
@@ -98,7 +103,7 @@ class Prometheus:
             (directory / name).write_text(content)
         configuration |= {"rule_files": [f"{directory}/*.yaml"]}
         configuration.pop("alerting", None)
-        (directory / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+        self._configuration.write_text(yaml.safe_dump(configuration))
         self._program.signal(signal.SIGHUP)
         return True
 
@@ -138,4 +143,7 @@ def running(node: Node, interval: str = "30s") -> Iterator[Prometheus]:
         ),
         Prometheus(node) as prometheus,
     ):
-        yield prometheus
+        try:
+            yield prometheus
+        finally:
+            node.kubectl("delete", "namespace", NAMESPACE)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.clients import Client
 from tests.cluster.cluster import DEPLOYMENT, NAMESPACE, SERVER, Cluster, Exits
-from tests.reliability.record import scaled
+from tests.reliability.record import LONG
 
 Under = Callable[[str], contextlib.AbstractContextManager[None]]
 
@@ -113,6 +113,7 @@ def test_drain_of_the_node(served: Cluster, under_load: Under) -> None:
     assert not before & names(served)
 
 
+@pytest.mark.skipif(not LONG, reason="takes minutes: RELIABILITY=long")
 def test_a_thousand_requests_a_second(
     served: Cluster, client: Client, cluster_figures: dict[str, Any]
 ) -> None:
@@ -120,7 +121,7 @@ def test_a_thousand_requests_a_second(
     served.kubectl("set", "env", DEPLOYMENT, "RATE_LIMIT=0")
     served.kubectl("scale", DEPLOYMENT, "--replicas=1")
     served.wait_until_rolled_out()
-    rate, seconds = 1000, scaled(15, 180)
+    rate, seconds = 1000, 180
     with client.load(rate=rate, users=32) as load:
         time.sleep(seconds)
     cluster_figures["thousand"] = load.figures

@@ -79,6 +79,7 @@ def test_the_scaler_reads_the_pods_cpu(served: Cluster, metrics: Cluster) -> Non
         served.kubectl("delete", SCALER)
 
 
+@pytest.mark.skipif(not LONG, reason="takes minutes: RELIABILITY=long")
 def test_load_scales_up_and_calm_down(
     served: Cluster, metrics: Cluster, client: Client, cluster_figures: dict[str, Any]
 ) -> None:
@@ -86,8 +87,6 @@ def test_load_scales_up_and_calm_down(
     (scaler,) = [d for d in documents("overlay cpu") if d["kind"] == "HorizontalPodAutoscaler"]
     # There are two cores, which both are busy.
     scaler["spec"]["maxReplicas"] = 3
-    if not LONG:
-        scaler["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = 15
     # With the CPU that overlay `local` asks for.
     served.apply(*documents("overlay local"))
     served.wait_until_rolled_out()
