@@ -89,7 +89,7 @@ test: $(SETUP) $(DEPLOY_SETUP) $(CLIENTS_SETUP) ## run every test, and measure c
 test-cluster: $(SETUP) $(DEPLOY_SETUP) ## run the manifests on the cluster of KUBECONFIG, or on a node of KUBERNETES_BINARIES
 	@$(PY) -m pytest tests/cluster
 
-test-reliability: $(SETUP) ## measure faults, overload and hostile input at length, and write tests/reliability/README.md (25 minutes)
+test-reliability: $(SETUP) ## measure faults, overload and hostile input at length, and write tests/reliability/README.md (half an hour)
 	@rm -rf artifacts/reliability/long
 	@RELIABILITY=long $(PY) -m pytest tests/reliability $(ARGS)
 	@$(PY) -m tests.reliability.report
