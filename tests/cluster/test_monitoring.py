@@ -216,6 +216,7 @@ def test_a_canary_without_its_gpu(
         if document["kind"] == "Deployment":
             (container,) = document["spec"]["template"]["spec"]["containers"]
             container["env"].append({"name": "REQUIRE_GPU", "value": "true"})
+            container["image"] = "model-server:0.1.0"
     names = [f"{d['kind']}/{d['metadata']['name']}" for d in canary]
     served.apply(*canary)
     try:

@@ -28,6 +28,7 @@ HOST = "model-serving.example.com"
 PREDICTIONS = f"https://{HOST}/predictions/mnist"
 CANARY = "app.kubernetes.io/name=model-server,app.kubernetes.io/instance=canary"
 MIB = 1 << 20
+LIBRARY = "docker.io/library"
 # Prints status, headers and body of a request, or why there was no answer.
 ASK = """
 import json, sys, urllib.error, urllib.request
@@ -151,8 +152,10 @@ class TestIngress:
 
 
 @pytest.fixture(scope="module")
-def canary(routed: Cluster) -> Iterator[None]:
+def canary(routed: Cluster, node: Node) -> Iterator[None]:
     """The service with a canary that has a tenth of its requests, through a Gateway."""
+    for other in ("model-server-canary:0.1.0", "model-server:0.1.1"):
+        node.containerd.tag(f"{LIBRARY}/model-server:0.1.0", f"{LIBRARY}/{other}")
     documents = for_a_small_node("component httproute-canary")
     routed.kubectl("delete", "ingress", "model-server", "--ignore-not-found")
     routed.apply(*documents)
@@ -188,12 +191,10 @@ class TestCanary:
         assert abs(own - load.sent / 10) <= 3 * math.sqrt(load.sent * 0.1 * 0.9)
 
     def test_promotion(
-        self, routed: Cluster, outside: Client, node: Node, cluster_figures: dict[str, Any]
+        self, routed: Cluster, outside: Client, cluster_figures: dict[str, Any]
     ) -> None:
         """The stable pods become its version one by one, then it goes; its own is never started
         again meanwhile."""
-        image = "docker.io/library/model-server"
-        node.containerd.tag(f"{image}:0.1.0", f"{image}:0.1.1")
         (pod,) = routed.pods(CANARY)
         old = {p["metadata"]["name"] for p in routed.pods()} - {pod["metadata"]["name"]}
         documents = for_a_small_node("component httproute-canary")
