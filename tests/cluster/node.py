@@ -63,7 +63,10 @@ class Node:
         authority: of its certificates.
         containerd: its images and containers.
         kubeconfig: of an administrator.
+        api: URL of the API server.
     """
+
+    api = _API
 
     def __init__(
         self, directory: Path, binaries: Path, namespaces: Namespaces, runtime: Containerd

@@ -129,7 +129,7 @@ def running(node: Node, interval: str = "30s") -> Iterator[Prometheus]:
         node: that it runs beside.
         interval: from one evaluation of a rule to the next, where its group has none.
     """
-    operator = node.user("prometheus-operator", "/O=system:masters/CN=prometheus-operator")
+    client = node.authority.issue("prometheus-operator", "/O=system:masters/CN=prometheus-operator")
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     wanted = _CUSTOM_RESOURCE | {"spec": _SPEC | {"evaluationInterval": interval}}
     items = {"apiVersion": "v1", "kind": "List", "items": [namespace, wanted]}
@@ -137,7 +137,10 @@ def running(node: Node, interval: str = "30s") -> Iterator[Prometheus]:
     with (
         node.program(
             "prometheus-operator",
-            f"--kubeconfig={operator}",
+            f"--apiserver={node.api}",
+            f"--ca-file={node.authority.certificate}",
+            f"--cert-file={client.certificate}",
+            f"--key-file={client.key}",
             "--web.enable-tls=false",
             "--web.listen-address=127.0.0.1:8091",
         ),
