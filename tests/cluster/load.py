@@ -46,7 +46,8 @@ class Plan:
         """Of each request."""
         if not self.instances:
             return (Path(__file__).parent / "seven.png").read_bytes()
-        return json.dumps({"instances": [[[0] * 28] * 28] * self.instances}).encode()
+        document = {"instances": [[[0] * 28] * 28] * self.instances}
+        return json.dumps(document, separators=(",", ":")).encode()
 
 
 def main() -> None:
