@@ -115,8 +115,6 @@ def scaling(node: Node | None, cluster: Cluster) -> Iterator[Cluster]:
     define_custom_resources(node)
     with keda.running(node):
         yield cluster
-        for kind in ("scaledobject", "horizontalpodautoscaler"):
-            cluster.kubectl("delete", kind, "model-server", "--ignore-not-found")
 
 
 @pytest.fixture
@@ -126,7 +124,7 @@ def scaled(served: Cluster, monitored: Prometheus, scaling: Cluster) -> Iterator
     served.apply(scaled_object())
     served.wait_until(lambda: served.get(DEPLOYMENT)["status"].get("readyReplicas") == 3)
     yield served
-    scaling.kubectl("delete", "scaledobject/model-server")
+    remove_scalers(scaling)
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes: RELIABILITY=long")
@@ -238,16 +236,26 @@ def test_the_scaler_of_another_overlay_is_taken_over(
 ) -> None:
     """KEDA's webhook refuses a second scaler of a Deployment, but for one that is handed over."""
     one, other = (scalers(name) for name in pair)
-    served.apply(*one)
-    served.wait_until(lambda: served.get("horizontalpodautoscalers")["items"])
-    served.apply(*other)
-    # What an apply with --prune does next, and then the second apply that the README asks for.
-    for kind in {d["kind"] for d in one} - {d["kind"] for d in other}:
-        served.kubectl("delete", kind, "model-server")
-    served.apply(*other)
-    (wanted,) = other
-    most = wanted["spec"].get("maxReplicas") or wanted["spec"]["maxReplicaCount"]
-    scaling.wait_until(lambda: maximum(served) == [most])
+    try:
+        served.apply(*one)
+        served.wait_until(lambda: served.get("horizontalpodautoscalers")["items"])
+        served.apply(*other)
+        # What an apply with --prune does next, and then the second apply that the README asks for.
+        for kind in {d["kind"] for d in one} - {d["kind"] for d in other}:
+            served.kubectl("delete", kind, "model-server")
+        served.apply(*other)
+        (wanted,) = other
+        most = wanted["spec"].get("maxReplicas") or wanted["spec"]["maxReplicaCount"]
+        scaling.wait_until(lambda: maximum(served) == [most])
+    finally:
+        remove_scalers(scaling)
+
+
+def remove_scalers(cluster: Cluster) -> None:
+    """Leave the replicas to whoever applies next."""
+    for kind in ("scaledobject", "horizontalpodautoscaler"):
+        cluster.kubectl("delete", kind, "model-server", "--ignore-not-found")
+    cluster.wait_until(lambda: not maximum(cluster))
 
 
 def maximum(cluster: Cluster) -> list[int]:
