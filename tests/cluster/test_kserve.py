@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,13 +72,13 @@ def as_kserve_does(claim: str) -> list[Document]:
 
 
 @pytest.fixture(scope="module")
-def predictor(node: Node | None, cluster: Cluster) -> Iterator[Document]:
-    """The pod, ready, and with it a claim that has this checkout's archives."""
+def predictor(node: Node | None, cluster: Cluster, store: Path) -> Iterator[Document]:
+    """The pod, ready, and with it a claim that has the archives."""
     if node is None:
         pytest.skip("the claim needs a volume: shown on the tests' own node")
     place = node.directory / "kserve" / RELEASE
     place.mkdir(parents=True)
-    for file in (ROOT / "model_store").glob("*.mar"):
+    for file in store.glob("*.mar"):
         shutil.copy(file, place)
     modes: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
     size = {"storage": "1Gi"}
