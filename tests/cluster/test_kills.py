@@ -8,6 +8,7 @@ from tests.cluster.clients import Client
 from tests.cluster.cluster import Cluster, restarts
 from tests.cluster.node import Node
 from tests.deploy.resources import Document
+from tests.deploy.runbook import arguments
 
 # Kills one process whose command line has a text, and is not this one's.
 KILL = """
@@ -148,6 +149,12 @@ class TestKills:
         cluster_figures["container_killed"] = load.figures | {"problems": load.problems}
         state = served.get("pod", name)["status"]["containerStatuses"][0]["lastState"]
         assert state["terminated"]["exitCode"] == 137
+        # The runbook's looks at a container that was started again.
+        why, said = (arguments(text, POD=name, NODE="", N="") for text in ("REASON", "--previous"))
+        assert any(
+            name in line and "137" in line for line in served.kubectl(*why).stdout.splitlines()
+        )
+        assert served.kubectl(*said).stdout.strip()
         # Until the endpoint is gone, new connections may meet nobody.
         assert load.lost < SHARE * load.sent
         self.again(served, client)

@@ -9,17 +9,19 @@ import requests
 from loadtest.servers import wait_until
 from tests.cluster.cluster import DEPLOYMENT, Cluster
 from tests.cluster.node import Node
-from tests.deploy.runbook import commands
+from tests.deploy.runbook import arguments, commands
 from training.registry import MODELS
 
-# They change something, or go on until they are stopped.
-OTHERS = ("port-forward", "rollout undo", "rollout restart", "patch httproute", "scale", "cordon")
-
-
-def arguments(text: str, **values: str) -> list[str]:
-    """What follows `kubectl` in the one command of the runbook that contains a text."""
-    (command,) = [c for c in commands(**values) if text in c]
-    return shlex.split(command)[1:]
+# They change something, go on until they are stopped, or are for what test_kills.py does.
+OTHERS = (
+    "port-forward",
+    "--previous",
+    "rollout undo",
+    "rollout restart",
+    "patch httproute",
+    "scale",
+    "cordon",
+)
 
 
 def names(service: Cluster) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Commands of the runbook and the guide: here their form, in tests/cluster what they do."""
 
 import re
+import shlex
 
 from tests.deploy.resources import MONITORING
 
@@ -19,6 +20,12 @@ def commands(**values: str) -> list[str]:
     found = (one or other for one, other in _COMMAND.findall(RUNBOOK.read_text()))
     whole = (_PLACEHOLDER.sub(lambda match: values[match[1]], command) for command in found)
     return list(dict.fromkeys(" ".join(command.split()) for command in whole))
+
+
+def arguments(text: str, **values: str) -> list[str]:
+    """What follows `kubectl` in the one command of the runbook that contains a text."""
+    (command,) = [c for c in commands(**values) if text in c]
+    return shlex.split(command)[1:]
 
 
 def guide(heading: str = "") -> list[str]:
