@@ -138,8 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store", metavar="DIR")
     options = parser.parse_args(arguments)
     try:
-        wrk.require()
         require_archives(options.model_store)
+        wrk.require()
         facts = machine.facts(" ".join(["python -m bench.growth", *sys.argv[1:]]))
         print(", ".join(facts.values()))
         for part in (by_workers, by_images, by_models):
