@@ -96,7 +96,8 @@ def cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value).replace("|", "\\|")
+    # Where somebody's checkout lies is nobody else's business.
+    return str(value).replace(str(ROOT), "CHECKOUT").replace("|", "\\|")
 
 
 def main() -> int:
