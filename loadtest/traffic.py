@@ -127,7 +127,26 @@ class Client:
             self._streams = None
 
 
-class Load:
+class Background:
+    """A thread that runs `_run` inside a `with` block, until `_over` is set at its end."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+class Load(Background):
     """Clients in a thread of their own; in a `with` block they run.
 
     Args:
@@ -138,9 +157,8 @@ class Load:
     """
 
     def __init__(self, *users: Callable[["Load"], Awaitable[None]]) -> None:
+        super().__init__()
         self._users = users
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
         self.outcomes: list[Outcome] = []
 
     def _run(self) -> None:
@@ -153,14 +171,6 @@ class Load:
     def over(self) -> bool:
         """Whether users are to send no further request."""
         return self._over.is_set()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     def wait(self) -> None:
         """Until every user has ended by itself."""

@@ -1,16 +1,16 @@
 """production's ScaledObject with KEDA and Prometheus: load scales up, calm down, blindness not."""
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import permutations
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from loadtest import charts
+from loadtest.traffic import Background
 from tests.cluster import keda, prometheus
 from tests.cluster.clients import Client
 from tests.cluster.cluster import (
@@ -63,7 +63,7 @@ def scaled_object() -> Document:
     return found
 
 
-class Watch:
+class Watch(Background):
     """Looks at replicas and at the scaler's measure each second, inside a `with` block.
 
     Attributes:
@@ -74,8 +74,7 @@ class Watch:
         self._cluster, self._prometheus = cluster, running
         (trigger,) = scaled_object()["spec"]["triggers"]
         self._query = " ".join(trigger["metadata"]["query"].split())
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        super().__init__()
         self.seen: list[tuple[float, int, int, float | None]] = []
 
     def _run(self) -> None:
@@ -88,14 +87,6 @@ class Watch:
             ready = deployment["status"].get("readyReplicas", 0)
             row = (time.time(), deployment["spec"]["replicas"], ready, measure)
             self.seen.append(row)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     def first(self, wanted: int, since: float) -> float:
         """When so many replicas were first wanted."""

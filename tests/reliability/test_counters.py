@@ -1,11 +1,9 @@
 """Workers are killed and models changed again and again: counters go up, files do not."""
 
 import random
-import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Self
 
 import pytest
 import requests
@@ -13,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.server_side import Sample, _mismatches, difference, scrape
 from loadtest.servers import wait_until
-from loadtest.traffic import LOST, Load, keep_alive
+from loadtest.traffic import LOST, Background, Load, keep_alive
 from tests.reliability.processes import named, workers
 from tests.reliability.record import Section, scaled
 from tests.serving import ROOT, ServerProcess, serving
@@ -35,13 +33,12 @@ metrics: three of each worker, and two of all that are gone.""",
 )
 
 
-class Scraper:
+class Scraper(Background):
     """Scrapes in a `with` block, and notes each counter that went down or vanished."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._url = f"{server.telemetry}/metrics"
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        super().__init__()
         self._last: dict[Sample, float] = {}
         self.faults: list[str] = []
         self.scrapes = 0
@@ -58,14 +55,6 @@ class Scraper:
     @property
     def samples(self) -> int:
         return len(self._last)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 def counters(text: str) -> dict[Sample, float]:

@@ -6,13 +6,11 @@ import os
 import resource
 import signal
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import psutil
@@ -20,7 +18,7 @@ import pytest
 import requests
 
 from loadtest.servers import wait_until
-from loadtest.traffic import LOST, REFUSED, Load, Outcome, keep_alive, of_status
+from loadtest.traffic import LOST, REFUSED, Background, Load, Outcome, keep_alive, of_status
 from tests.images import dearest_png
 from tests.reliability.processes import named, workers
 from tests.reliability.record import Section, scaled
@@ -115,13 +113,12 @@ class Poll:
     is_ready: bool
 
 
-class Readiness:
+class Readiness(Background):
     """Polls `/readyz`, in a `with` block."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._url = f"{server.telemetry}/readyz"
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        super().__init__()
         self.polls: list[Poll] = []
 
     def _run(self) -> None:
@@ -141,14 +138,6 @@ class Readiness:
                 ready = set()
             counts = {name: state["workers"] for name, state in models.items()}
             self.polls.append(Poll(now, frozenset(ready), counts, answer.status_code == 200))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 def untrue_seconds(polls: Sequence[Poll], outcomes: Sequence[Outcome], model: str) -> float:
