@@ -150,8 +150,13 @@ class BatchHandler:
             else:
                 context.set_response_content_type(index, "application/octet-stream")
                 context.set_response_header(index, v2.JSON_LENGTH, str(json_length))
+        several = {
+            index
+            for index, query in queries.items()
+            if query.is_explained or len(query.instances) > self.model.numbers_per_instance
+        }
         seconds = time.perf_counter() - start
-        self.metrics.batch(waits, errors.values(), seconds)
+        self.metrics.batch(waits, errors.values(), several, seconds)
         return bodies
 
     def _answer(

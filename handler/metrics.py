@@ -6,7 +6,7 @@ plain TorchServe nothing is exposed.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -15,6 +15,8 @@ from handler.errors import RequestError, all_errors
 
 SECONDS = (250e-6, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 STAGES = ("parse", "forward", "respond", "explain")
+# Of requests: for one instance, and for several or for explanations, which take many forwards.
+SIZES = ("one", "several")
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
 # Sums are kept in steps of a millionth, so that up to 8e9 they have no rounding error: added up in
 # another order, as the files of dead workers are, one would else be lower by its last bit, which
@@ -71,6 +73,8 @@ class Metrics:
         self._request = histogram(
             "inference_request_seconds", "From X-Request-Start, else from its batch, to the answer."
         ).labels(*model)
+        sized = histogram("inference_sized_request_seconds", "The same, by size.", "size")
+        self._one, self._several = (sized.labels(*model, size) for size in SIZES)
         self._batch_requests = histogram(
             "inference_batch_requests", "Requests in a batch.", buckets=_REQUESTS
         ).labels(*model)
@@ -87,13 +91,18 @@ class Metrics:
         info.labels(*model, card.architecture, card.torchscript_sha256, device).set(1)
 
     def batch(
-        self, waits: Sequence[float | None], errors: Iterable[RequestError], seconds: float
+        self,
+        waits: Sequence[float | None],
+        errors: Iterable[RequestError],
+        several: Collection[int],
+        seconds: float,
     ) -> None:
         """Record a batch that has been answered.
 
         Args:
             waits: for each request the seconds from X-Request-Start to the batch, if it had that.
             errors: of the requests that were refused.
+            several: indices of the requests for more than a prediction of one instance.
             seconds: that the batch took.
         """
         size, refused = len(waits), 0
@@ -104,7 +113,12 @@ class Metrics:
         if size > refused:
             self._requests[200].inc(size - refused)
         observe_all(self._queue, (wait for wait in waits if wait is not None))
-        observe_all(self._request, ((wait or 0.0) + seconds for wait in waits))
+        latencies = [(wait or 0.0) + seconds for wait in waits]
+        observe_all(self._request, latencies)
+        if several:
+            observe_all(self._several, (latencies[index] for index in several))
+            latencies = [wait for index, wait in enumerate(latencies) if index not in several]
+        observe_all(self._one, latencies)
         observe_all(self._batch_requests, (size,))
         observe_all(self._batch, (seconds,))
 

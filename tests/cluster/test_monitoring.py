@@ -7,6 +7,7 @@ takes longest is for `RELIABILITY=long make test-cluster`.
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,6 +28,7 @@ from tests.cluster.node import Node
 from tests.cluster.prometheus import Prometheus
 from tests.cluster.test_kills import KILL
 from tests.deploy.resources import Document
+from tests.deploy.runbook import looks
 from tests.reliability.record import LONG
 
 FASTER = 30
@@ -115,36 +117,47 @@ def loaded(running: Prometheus) -> list[dict[str, Any]]:
     return [rule for group in running.get("rules")["groups"] for rule in group["rules"]]
 
 
-def firing(running: Prometheus, name: str, **labels: str) -> bool:
-    """Whether an alert with these labels fires."""
+def firing(running: Prometheus, name: str, **labels: str) -> list[dict[str, str]]:
+    """The labels of the alerts that fire and have these labels."""
     wanted = {"alertname": name} | labels
-    return any(
-        found["labels"].items() >= wanted.items() and found["state"] == "firing"
+    return [
+        found["labels"]
         for found in running.get("alerts")["alerts"]
-    )
+        if found["labels"].items() >= wanted.items() and found["state"] == "firing"
+    ]
 
 
 @pytest.fixture
 def alert(
     served: Cluster, alerting: Prometheus, cluster_figures: dict[str, Any]
-) -> Callable[..., None]:
-    """A function that waits until an alert fires, or until it no longer does."""
+) -> Callable[..., str]:
+    """A function that waits until an alert fires, or until it no longer does.
+
+    While it fires, the runbook's commands are run that look at what it tells of; the function
+    returns what they print.
+    """
     times: dict[str, float] = {}
     figures: dict[str, dict[str, float]] = cluster_figures.setdefault("alerts", {})
 
-    def wait(name: str, *, fires: bool, **labels: str) -> None:
+    def wait(name: str, *, fires: bool, **labels: str) -> str:
+        def state() -> Any:
+            found = firing(alerting, name, **labels)
+            return found if fires else not found
+
         times.setdefault(name, time.monotonic())
-        served.wait_until(lambda: firing(alerting, name, **labels) == fires, 300)
+        reached = served.wait_until(state, 300)
         key = "fired after" if fires else "ended after"
         figures.setdefault(name, {})[key] = round(time.monotonic() - times[name], 1)
         times[name] = time.monotonic()
+        if not fires:
+            return ""
+        found = looks(name, POD=reached[0].get("pod", ""), NODE="", N="")
+        return "".join(served.kubectl(*shlex.split(command)[1:]).stdout for command in found)
 
     return wait
 
 
-def test_workers_that_die(
-    served: Cluster, alerting: Prometheus, alert: Callable[..., None]
-) -> None:
+def test_workers_that_die(served: Cluster, alerting: Prometheus, alert: Callable[..., str]) -> None:
     """Again and again, on one of two pods."""
     name = served.pods()[0]["metadata"]["name"]
     kill = ("exec", name, "--", "python", "-c", KILL, "model_service_worker")
@@ -156,7 +169,7 @@ def test_workers_that_die(
     assert alerting.query('min(serving_model_ready{job="model-server"})')[0]["value"][1] == "1"
 
 
-def test_requests_that_fail(served: Cluster, client: Client, alert: Callable[..., None]) -> None:
+def test_requests_that_fail(served: Cluster, client: Client, alert: Callable[..., str]) -> None:
     """As the workers of a model stand still, on both pods."""
     pods = [pod["metadata"]["name"] for pod in served.pods()]
 
@@ -177,7 +190,7 @@ def test_requests_that_fail(served: Cluster, client: Client, alert: Callable[...
 
 @AT_LENGTH
 def test_a_container_that_is_started_again(
-    served: Cluster, node: Node, alert: Callable[..., None]
+    served: Cluster, node: Node, alert: Callable[..., str]
 ) -> None:
     """Twice; its new process is what tells."""
     name = served.pods()[0]["metadata"]["name"]
@@ -187,12 +200,14 @@ def test_a_container_that_is_started_again(
         node.containerd.kill(status["containerID"].rpartition("/")[2])
         served.wait_until(lambda pod=pod: restarts(served.get("pod", name)) > restarts(pod))  # type: ignore[misc]
         served.wait_until_rolled_out()
-    alert("ModelServerRestarts", fires=True, pod=name)
+    printed = alert("ModelServerRestarts", fires=True, pod=name)
+    assert re.search(rf"^{name} +2 +Error +137$", printed, re.MULTILINE)
+    assert f"Name: {name}" in re.sub(" +", " ", printed)
     alert("ModelServerRestarts", fires=False)
 
 
 @AT_LENGTH
-def test_memory_that_runs_out(served: Cluster, alert: Callable[..., None]) -> None:
+def test_memory_that_runs_out(served: Cluster, alert: Callable[..., str]) -> None:
     name = served.pods()[0]["metadata"]["name"]
     filling = served.start("exec", "-i", name, "--", "python", "-c", FILL)
     try:
@@ -207,7 +222,7 @@ def test_memory_that_runs_out(served: Cluster, alert: Callable[..., None]) -> No
 
 
 def test_a_canary_without_its_gpu(
-    served: Cluster, alerting: Prometheus, alert: Callable[..., None]
+    served: Cluster, alerting: Prometheus, alert: Callable[..., str]
 ) -> None:
     """It is not ready and says why; as it is a canary, nobody is woken."""
     changed = for_a_small_node("component httproute-canary")
@@ -221,7 +236,9 @@ def test_a_canary_without_its_gpu(
     served.apply(*canary)
     try:
         labels = {"job": "model-server-canary", "severity": "ticket"}
-        alert("ModelServerGpuMissing", fires=True, **labels)
+        printed = alert("ModelServerGpuMissing", fires=True, **labels)
+        assert "model-server-canary-" in printed
+        assert re.search(r"^\S+ +<none>$", printed, re.MULTILINE)
         alert("ModelServerModelNotReady", fires=True, **labels)
         assert not firing(alerting, "ModelServerModelUnavailable")
     finally:
@@ -231,7 +248,7 @@ def test_a_canary_without_its_gpu(
 
 
 @AT_LENGTH
-def test_no_server_at_all(served: Cluster, alert: Callable[..., None]) -> None:
+def test_no_server_at_all(served: Cluster, alert: Callable[..., str]) -> None:
     served.kubectl("scale", DEPLOYMENT, "--replicas=0")
     try:
         alert("ModelServerAbsent", fires=True, severity="page")

@@ -9,19 +9,12 @@ import requests
 from loadtest.servers import wait_until
 from tests.cluster.cluster import DEPLOYMENT, Cluster
 from tests.cluster.node import Node
-from tests.deploy.runbook import arguments, commands
+from tests.deploy.runbook import arguments, looks
 from training.registry import MODELS
 
-# They change something, go on until they are stopped, or are for what test_kills.py does.
-OTHERS = (
-    "port-forward",
-    "--previous",
-    "rollout undo",
-    "rollout restart",
-    "patch httproute",
-    "scale",
-    "cordon",
-)
+# They need a container that was started again, and an autoscaler: see test_monitoring.py and
+# test_scaler.py.
+OTHERS = ("--previous", " hpa")
 
 
 def names(service: Cluster) -> tuple[str, str]:
@@ -35,8 +28,8 @@ def test_commands_that_look(served: Cluster) -> None:
     pod, node = names(served)
     found = [
         shlex.split(command)[1:]
-        for command in commands(POD=pod, NODE=node, N="3")
-        if not any(other in command for other in OTHERS) and " hpa" not in command
+        for command in looks(POD=pod, NODE=node, N="3")
+        if not any(other in command for other in OTHERS)
     ]
     assert len(found) > 6
     for command in found:

@@ -24,6 +24,7 @@ from tests.cluster.namespaces import ProgramError
 from tests.cluster.node import Node
 from tests.cluster.prometheus import Prometheus
 from tests.deploy.resources import Document
+from tests.deploy.runbook import arguments
 from tests.reliability.record import LONG
 from tests.serving import ROOT
 
@@ -134,6 +135,8 @@ def test_load_scales_up_and_calm_down(
                 lambda: [p for p in ready(scaled.pods()) if p["metadata"]["name"] not in begun]
             )[0]
             peak = scaled.get(DEPLOYMENT)["spec"]["replicas"]
+            printed = scaled.kubectl(*arguments(" hpa", POD="", NODE="", N="")).stdout
+            assert "Deployment/model-server" in printed
             with monitored.stopped():
                 # The fallback stands after four failures, 15 s apart.
                 blind = time.time()
@@ -203,7 +206,7 @@ def draw(watch: Watch, step: float, *loads: Any) -> None:
         middle.plot(times, measures)
         middle.set_ylabel("busy pods")
         requests = sorted(request for load in loads for request in load.requests)
-        for cost, label in ((False, "1 image"), (True, "256 images")):
+        for cost, label in ((False, "1 image"), (True, "128 images")):
             chosen = loads[:1] if cost else loads[1:]
             sent = sorted(request for load in chosen for request in load.requests)
             seconds = sorted({int(t - step) // 5 * 5 for t, _, _ in sent})

@@ -179,7 +179,7 @@ def test_every_panel_is_described_and_none_overlap() -> None:
         for target in panel["targets"]:
             assert target["datasource"]["uid"] == "${datasource}"
             assert set(re.findall(r"\$(\w+)", target["expr"])) <= names
-            assert 'job=~"$job"' in target["expr"]
+            assert re.search(r'\b(job|deployment)=~"\$job"', target["expr"])
     for one, other in combinations([panel["gridPos"] for panel in panels], 2):
         beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
         apart = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from handler.batching import BatchHandler
 from handler.errors import PayloadTooLargeError, RequestError
-from handler.metrics import SECONDS, STAGES, Metrics, observe_all
+from handler.metrics import SECONDS, SIZES, STAGES, Metrics, observe_all
 from handler.xor import XorHandler
 from server.exposition import Exposition
 from tests.unit.conftest import Context, make_card
@@ -27,6 +27,7 @@ CONTRACT = {
     "inference_batch_seconds": set(),
     "inference_queue_seconds": set(),
     "inference_request_seconds": set(),
+    "inference_sized_request_seconds": {"size"},
     "inference_batch_requests": set(),
     "inference_predictions_total": {"label"},
     "inference_confidence_ratio": set(),
@@ -92,6 +93,8 @@ def test_known_label_sets_exist_from_the_start(workers: Workers) -> None:
         assert value(samples, "inference_requests_total", code=code) == 0
     for stage in STAGES:
         assert value(samples, "inference_stage_seconds_count", stage=stage) == 0
+    for size in SIZES:
+        assert value(samples, "inference_sized_request_seconds_count", size=size) == 0
     for label in ("0", "1"):
         assert value(samples, "inference_predictions_total", label=label) == 0
     for reason in ("malformed", "too_large", "unsupported_media_type", "overload"):
@@ -120,7 +123,7 @@ def test_a_sum_is_the_same_in_whatever_order_workers_are_added_up() -> None:
 def test_a_batch_is_counted(workers: Workers) -> None:
     metrics = workers.start(os.getpid())
     errors = [RequestError("a"), RequestError("b"), PayloadTooLargeError("c")]
-    metrics.batch([0.002, 20.0, *[None] * 6], errors, seconds=0.003)
+    metrics.batch([0.002, 20.0, *[None] * 6], errors, {0, 1}, seconds=0.003)
     metrics.stages(0.001, 0.0004, 0.1)
     metrics.predictions([1, 0, 1], [0.95, 0.5, 1.0])
     samples = workers.read()
@@ -140,6 +143,9 @@ def test_a_batch_is_counted(workers: Workers) -> None:
     assert value(samples, "inference_request_seconds_bucket", le="0.0025") == 0
     assert value(samples, "inference_request_seconds_bucket", le="0.005") == 7
     assert value(samples, "inference_request_seconds_sum") == pytest.approx(20.002 + 8 * 0.003)
+    assert value(samples, "inference_sized_request_seconds_count", size="one") == 6
+    assert value(samples, "inference_sized_request_seconds_count", size="several") == 2
+    assert value(samples, "inference_sized_request_seconds_bucket", size="several", le="10.0") == 1
     assert value(samples, "inference_stage_seconds_sum", stage="forward") == pytest.approx(
         0.0004, abs=2**-21
     )
@@ -166,7 +172,7 @@ def test_observing_many_values_at_once_equals_one_by_one() -> None:
 
 def test_counts_of_workers_add_up(workers: Workers) -> None:
     for process in (os.getpid(), os.getppid()):
-        workers.start(process).batch([None] * 4, [], 0.1)
+        workers.start(process).batch([None] * 4, [], [], 0.1)
     samples = workers.read()
     assert value(samples, "inference_requests_total", code="200") == 8
     assert value(samples, "inference_batch_seconds_count") == 2
@@ -175,11 +181,11 @@ def test_counts_of_workers_add_up(workers: Workers) -> None:
 def test_no_counter_goes_down_when_a_worker_dies(
     workers: Workers, tmp_path: Path, dead: int
 ) -> None:
-    workers.start(os.getpid()).batch([0.2, None, None], [], 0.1)
+    workers.start(os.getpid()).batch([0.2, None, None], [], [], 0.1)
     (tmp_path / f"counter_{dead}.db").touch()  # killed while it was creating its file
     assert value(workers.read(), "inference_requests_total", code="200") == 3
     for round_ in range(1, 4):
-        workers.start(dead).batch([None, None, 0.2, None], [RequestError("x")], 0.1)
+        workers.start(dead).batch([None, None, 0.2, None], [RequestError("x")], [], 0.1)
         values.close_all_multiprocess_files()
         for _ in range(2):
             samples = workers.read()
@@ -216,6 +222,9 @@ def test_a_handler_counts_what_it_answers(
         assert sample("inference_requests_total", code=code) == 1
     assert sample("inference_instances_total") == 2
     assert sample("inference_batch_requests_sum") == 3
+    # The refused are counted as for one instance: what they would have been is not known.
+    assert sample("inference_sized_request_seconds_count", size="one") == 2
+    assert sample("inference_sized_request_seconds_count", size="several") == 1
     for stage in STAGES:
         assert sample("inference_stage_seconds_count", stage=stage) == (stage != "explain")
     in_stages = sum(sample("inference_stage_seconds_sum", stage=s) or 0 for s in STAGES)
