@@ -29,10 +29,10 @@ from tests.reliability.record import LONG
 from tests.serving import ROOT
 
 SCALER = "horizontalpodautoscaler/model-server"
-# Users of dear requests, so that workers are busy and not the generator. Not one batch more than
-# there are users is ever computed, so they cannot want more than users / (2 workers * 0.6) pods. On
-# two cores 7 users had the workers busy for 0.45 of the time, 12 for 0.55, 24 for 0.68.
-DEAR: dict[str, Any] = {"users": 24, "keep_alive": False, "idle": 0.0, "instances": 128}
+# Users of dear requests, whose images take little room, so that workers are busy rather than client,
+# door and JVM. Not one batch more than there are users is ever computed, so they cannot want more
+# than users / (2 workers * 0.6) pods.
+DEAR: dict[str, Any] = {"users": 24, "keep_alive": False, "idle": 0.0, "instances": 256}
 CALM: dict[str, Any] = {"users": 4, "keep_alive": True, "idle": 0.1}
 
 
@@ -206,7 +206,7 @@ def draw(watch: Watch, step: float, *loads: Any) -> None:
         middle.plot(times, measures)
         middle.set_ylabel("busy pods")
         requests = sorted(request for load in loads for request in load.requests)
-        for cost, label in ((False, "1 image"), (True, "128 images")):
+        for cost, label in ((False, "1 image"), (True, "256 images")):
             chosen = loads[:1] if cost else loads[1:]
             sent = sorted(request for load in chosen for request in load.requests)
             seconds = sorted({int(t - step) // 5 * 5 for t, _, _ in sent})
