@@ -29,7 +29,7 @@ from tests.reliability.record import LONG
 from tests.serving import ROOT
 
 SCALER = "horizontalpodautoscaler/model-server"
-# Users of dear requests, whose images take little room, so that workers are busy rather than client,
+# Users of dear requests, whose images take little room, so that workers are busy and not client,
 # door and JVM. Not one batch more than there are users is ever computed, so they cannot want more
 # than users / (2 workers * 0.6) pods.
 DEAR: dict[str, Any] = {"users": 24, "keep_alive": False, "idle": 0.0, "instances": 256}
