@@ -66,6 +66,46 @@ def test_a_changed_number_fails_the_tests(
     assert promtool("test", "rules", file, directory=directory).returncode == 1
 
 
+@pytest.mark.parametrize(("waiting", "busy"), [(0, 0.3 + 0.2), (7, 0.3 + 1)])
+def test_the_scaler_counts_busy_and_waiting_pods(waiting: int, busy: float, tmp_path: Path) -> None:
+    """An idle model and a canary count for nothing.
+
+    Of two pods with two workers each, one works 0.6 s a second, so it is busy for 0.3 of the time.
+    The other works 0.4 s, or requests wait in its door besides.
+    """
+    (scaler,) = Resources.of("overlay production").kind("ScaledObject")
+    (trigger,) = scaler["spec"]["triggers"]
+
+    def series(name: str, pod: str, values: str, **labels: str) -> dict[str, str]:
+        labels = {"namespace": "model-serving", "job": "model-server", "model": "mnist"} | labels
+        text = ", ".join(f'{key}="{value}"' for key, value in ({"pod": pod} | labels).items())
+        return {"series": f"{name}{{{text}}}", "values": values}
+
+    seconds, workers = "inference_batch_seconds_sum", "serving_workers"
+    inputs = [
+        series(seconds, "a", "0+9x20"),
+        series(seconds, "b", "0+6x20"),
+        series("serving_waiting_requests", "a", "0x20"),
+        series("serving_waiting_requests", "b", f"{waiting}x20"),
+        *(series(workers, pod, "2x20") for pod in "ab"),
+        series(seconds, "a", "0x20", model="xor"),
+        series(workers, "a", "1x20", model="xor"),
+        series("serving_waiting_requests", "a", "0x20", model="xor"),
+        series(seconds, "c", "0+15x20", job="model-server-canary"),
+        series(workers, "c", "1x20", job="model-server-canary"),
+    ]
+    sample = {"labels": "{}", "value": busy}
+    expected = {
+        "expr": f"round({trigger['metadata']['query']}, 1e-6)",
+        "eval_time": "4m",
+        "exp_samples": [sample],
+    }
+    test = {"interval": "15s", "input_series": inputs, "promql_expr_test": [expected]}
+    (tmp_path / "scaler.yaml").write_text(yaml.safe_dump({"tests": [test]}))
+    done = promtool("test", "rules", "scaler.yaml", directory=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def cases(kind: str) -> list[dict[str, Any]]:
     files = (MONITORING / "prometheus" / "tests").iterdir()
     tests = (test for file in files for test in yaml.safe_load(file.read_text())["tests"])
