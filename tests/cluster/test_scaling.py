@@ -95,7 +95,7 @@ def test_load_scales_up_and_calm_down(
     served.apply(scaler)
     calm: dict[str, Any] = {"idle": 0.1}
     try:
-        dear = client.load(users=4, keep_alive=False, idle=0.02, instances=64)
+        dear = client.load(users=4, keep_alive=False, idle=0.02, instances=128)
         with client.load(**calm) as cheap, dear:
             served.wait_until(lambda: served.get(DEPLOYMENT)["status"].get("readyReplicas") == 3)
         with client.load(**calm) as after:
