@@ -150,10 +150,11 @@ class BatchHandler:
             else:
                 context.set_response_content_type(index, "application/octet-stream")
                 context.set_response_header(index, v2.JSON_LENGTH, str(json_length))
+        one = math.prod(self.card.input_shape)
         several = {
             index
             for index, query in queries.items()
-            if query.is_explained or len(query.instances) > self.model.numbers_per_instance
+            if query.is_explained or len(query.instances) > one
         }
         seconds = time.perf_counter() - start
         self.metrics.batch(waits, errors.values(), several, seconds)
