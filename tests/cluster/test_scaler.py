@@ -31,10 +31,11 @@ from tests.serving import ROOT
 
 SCALER = "horizontalpodautoscaler/model-server"
 # Users of dear requests, whose images take little room, so that workers are busy and not client,
-# door and JVM; 13 kB, so that none is refused while it is still being sent.
-# Not one batch more than there are users is ever computed, so they cannot want more than
-# users / (2 workers * 0.6) pods.
-DEAR: dict[str, Any] = {"users": 24, "keep_alive": False, "idle": 0.0, "instances": 36}
+# door and JVM. Not one batch more than there are users is ever computed, so they cannot want more
+# than users / (2 workers * 0.6) pods.
+DEAR: dict[str, Any] = {"users": 24, "keep_alive": False, "idle": 0.0, "instances": 256}
+# They rather wait than be refused, until the pods are there that they need.
+PATIENCE = "QUEUE_TIMEOUT_SECONDS=10"
 CALM: dict[str, Any] = {"users": 4, "keep_alive": True, "idle": 0.1}
 
 
@@ -115,6 +116,8 @@ def scaling(node: Node | None, cluster: Cluster) -> Iterator[Cluster]:
 def scaled(served: Cluster, monitored: Prometheus, scaling: Cluster) -> Iterator[Cluster]:
     """The service with the ScaledObject, at its minimum of three."""
     assert monitored
+    served.kubectl("set", "env", DEPLOYMENT, PATIENCE)
+    served.wait_until_rolled_out()
     served.apply(scaled_object())
     served.wait_until(lambda: served.get(DEPLOYMENT)["status"].get("readyReplicas") == 3)
     yield served
@@ -194,7 +197,7 @@ def split(watch: Watch, step: float, pod: Document) -> dict[str, float]:
 
 def draw(watch: Watch, step: float, load: Any, *calm: Any) -> None:
     """Plot replicas and the scaler's measure, and latencies and refusals, over time."""
-    sizes = {"36 images": load.requests, "1 image": [r for each in calm for r in each.requests]}
+    sizes = {"256 images": load.requests, "1 image": [r for each in calm for r in each.requests]}
 
     def plot(axes: Any) -> None:
         pods, latency = axes
