@@ -9,7 +9,6 @@ RUNBOOK = MONITORING / "RUNBOOK.md"
 GUIDE = MONITORING.parent / "README.md"
 _COMMAND = re.compile(r"`(kubectl [^`]+)`|^ +(kubectl .+)$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"(?<=[/= ])(POD|NODE|N)\b")
-
 _CHANGES = ("port-forward", "rollout undo", "rollout restart", "patch ", " scale ", "cordon")
 
 
