@@ -784,7 +784,9 @@ class Supervisor:
 
 MISSING_PATCHES = {
     "batch": "batches wait for up to their model's maxBatchDelay",
+    "direct": "the frontend starts a thread for each batch",
     "retry": "requests of a worker that dies are lost",
+    "turns": "all workers take batches at once, however few the processors are",
 }
 
 

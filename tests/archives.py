@@ -30,6 +30,20 @@ def handle(requests, context):
     return [str(len(requests)).encode()] * len(requests)
 """
 
+# Answers with the id of its process; "stay" only once a file has appeared.
+STAYING_HANDLER = """
+import os, pathlib, time
+
+gate = pathlib.Path(os.environ["LOG_LOCATION"]) / "open"
+
+def handle(requests, context):
+    if requests is None:
+        return None
+    while requests[0]["body"] == b"stay" and not gate.exists():
+        time.sleep(0.01)
+    return [str(os.getpid()).encode()] * len(requests)
+"""
+
 # Dies at the first request, and cannot be loaded after that.
 DYING_HANDLER = """
 import os, pathlib

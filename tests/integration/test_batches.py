@@ -1,19 +1,24 @@
-"""A batch is whatever has arrived while the worker was busy."""
+"""A batch is whatever has arrived while the worker was busy, and who takes it."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import requests
 
 from loadtest.servers import wait_until
-from tests.archives import COUNTING_HANDLER, foreign
+from tests.archives import COUNTING_HANDLER, STAYING_HANDLER, foreign
 from tests.serving import serving
 
 DELAY = "batchSize: 8\nmaxBatchDelay: {milliseconds}\n"
 
 
-def ask(url: str) -> str:
-    response = requests.post(url, data="x", timeout=60)
+# However many this machine has: on two, one worker is to compute while the frontend has the other.
+TWO_PROCESSORS = "-Xmx256m -XX:+UseSerialGC -XX:ActiveProcessorCount=2"
+
+
+def ask(url: str, body: str = "x") -> str:
+    response = requests.post(url, data=body, timeout=60)
     assert response.status_code == 200
     return response.text
 
@@ -41,3 +46,22 @@ def test_waiting_can_be_configured(tmp_path: Path) -> None:
         wait_until(lambda: server.accepted() == 1)
         second = pool.submit(ask, server.url("counting"))
         assert [first.result(), second.result()] == ["2", "2"]
+
+
+def test_of_two_workers_one_takes_batches_while_it_is_quick(tmp_path: Path) -> None:
+    foreign(tmp_path, "staying", STAYING_HANDLER, DELAY.format(milliseconds=100))
+    two = {"TS_DEFAULT_WORKERS_PER_MODEL": "2", "TS_VMARGS": TWO_PROCESSORS}
+    with serving(tmp_path, **two) as server, ThreadPoolExecutor(1) as pool:
+        url = server.url("staying")
+        workers = [ask(url) for _ in range(200)]
+        # By TorchServe's own order they would alternate. A machine that stands still for a moment
+        # hands over to the other, which then goes on.
+        changes = sum(a != b for a, b in itertools.pairwise(workers))
+        assert changes < 50
+        # While one takes long, the other is there.
+        staying = pool.submit(ask, url, "stay")
+        wait_until(lambda: server.accepted() == 201)
+        wait_until(lambda: server.metric("serving_queued_requests") == 0)
+        (other,) = {ask(url) for _ in range(20)}
+        (server.temporary / "logs" / "open").touch()
+        assert staying.result() != other
