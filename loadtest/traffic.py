@@ -110,8 +110,14 @@ class Client:
 
     async def _read(self, reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = int(head.partition("content-length:")[2].partition("\r\n")[0])
         content = b""
+        length = 0
+        if "transfer-encoding: chunked" in head:
+            while size := int(await reader.readline(), 16):
+                content += (await reader.readexactly(size + 2))[:size]
+            await reader.readline()
+        else:
+            length = int(head.partition("content-length:")[2].partition("\r\n")[0])
         while len(content) < length:
             rest = length - len(content)
             part = min(rest, length // 10 + 1) if self._read_pause else rest

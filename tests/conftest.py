@@ -12,7 +12,7 @@ from training.data import MNIST_DIR, Data
 from training.mnist_data import mnist
 from training.registry import MODELS
 
-pytest_plugins = ["tests.deploy.builds"]
+pytest_plugins = ["tests.deploy.builds", "tests.untrained"]
 
 
 @pytest.fixture(scope="session")

@@ -125,6 +125,7 @@ PEERS = {
         "Ray Serve",
         "ray_serve.py",
         "ray",
+        workers=1,
         worker="ray::ServeReplica",
         variables={
             "RAY_worker_niceness": "0",
@@ -153,7 +154,6 @@ PEERS = {
         "Triton, through PyTriton",
         "pytriton_server.py",
         "pytriton",
-        workers=1,
         path="/v2/models/mnist/infer",
         content_type="application/octet-stream",
         wrap=_binary,

@@ -242,14 +242,16 @@ def _losses(figures: Mapping[str, Figures]) -> str:
     """Where a peer's median is better, from the largest difference on."""
     found = []
     for own in figures.values():
-        measured = [
+        rates = [
             *((f"requests/s, {n} connections", own.ratios("rate", n)) for n in (1, 8, 32, 128)),
-            ("1 ÷ p50, 1 connection", [1 / ratio for ratio in own.ratios("p50", 1)]),
             ("highest rate", own.open_ratios()),
         ]
-        for figure, values in measured:
+        for figure, values in rates:
             if values and (middle := statistics.median(values)) < 1:
                 found.append((middle, f"- {own.title}: {middle:.2f} times its {figure}"))
+        times = own.ratios("p50", 1)
+        if times and (middle := statistics.median(times)) > 1:
+            found.append((1 / middle, f"- {own.title}: {middle:.2f} times its p50, 1 connection"))
     lines = [line for _, line in sorted(found)]
     has_all = all(own.samples for own in figures.values())
     return "\n".join(lines) or ("Nowhere in this run." if has_all else "")
@@ -373,6 +375,7 @@ def _open_plot(figures: Mapping[str, Figures]) -> str:
                 rate = statistics.median(rates)
                 highest.barh(name, rate, color=color)
                 highest.annotate(f" {rate:,.0f}", (rate, name), va="center", fontsize="small")
+        by_rate.tick_params(axis="x", labelsize="small", rotation=30)
         by_rate.axhline(OBJECTIVE.milliseconds, color="gray", linestyle="--")
         by_rate.set(xlabel="requests a second sent", ylabel="p99, ms", xscale="log", yscale="log")
         charts.plain_numbers(by_rate.xaxis, by_rate.yaxis)

@@ -15,8 +15,8 @@ from handler.mnist import MnistHandler
 from handler.payload import Numbers
 from handler.scripted import CpuForward, ScriptedModel
 from tests.images import png
-from tests.unit.conftest import Context, make_card, served_model
 from tests.unit.test_batching import ask
+from tests.untrained import Context, make_card, served_model
 from training.export import to_torchscript
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

@@ -1,5 +1,6 @@
 """The parts of the load tests that need no server."""
 
+import asyncio
 import math
 import random
 import subprocess
@@ -16,6 +17,7 @@ from loadtest.arrivals import schedule
 from loadtest.objectives import Verdict, enough_samples, judge_latency
 from loadtest.recorder import Recorder, Results, percentile
 from loadtest.server_side import ModelSide, difference, mismatches
+from loadtest.traffic import Client
 from tests.serving import ROOT
 
 
@@ -209,3 +211,22 @@ class TestServerSide:
         side = ModelSide()
         side.answers.update(served)
         assert (mismatches(results, {"xor": side}) == []) is agree
+
+
+def test_a_client_reads_answers_in_chunks() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for text in (b"one", b"two"):
+            await reader.readuntil(b"\r\n\r\nx")
+            writer.write(head + b"1\r\n%b\r\n2\r\n%b\r\n0\r\n\r\n" % (text[:1], text[1:]))
+        writer.close()
+
+    async def ask() -> list[tuple[int, bytes]]:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+            outcomes = [await client.ask(b"x") for _ in range(2)]
+            await client.close()
+        return [(outcome.status, outcome.body) for outcome in outcomes]
+
+    assert asyncio.run(ask()) == [(200, b"one"), (200, b"two")]

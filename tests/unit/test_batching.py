@@ -19,7 +19,7 @@ from handler.mnist import MnistHandler
 from handler.scripted import CpuForward
 from handler.xor import XorHandler
 from tests.images import b64, dark_on_light, dearest_png, encode, picture, png
-from tests.unit.conftest import Context, make_card
+from tests.untrained import Context, make_card
 from training.export import ServedModel, to_torchscript
 
 Load = Callable[[type[BatchHandler], str], BatchHandler]

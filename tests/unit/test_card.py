@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handler.card import CARD_FILE, SCHEMA, CardError, ModelCard, read_card
-from tests.unit.conftest import make_card
+from tests.untrained import make_card
 
 
 def written(**changes: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.conftest import make_card
+from tests.untrained import make_card
 from training import compare
 from training.compare import Candidate, Comparison
 from training.data import Data, Split

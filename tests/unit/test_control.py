@@ -21,7 +21,7 @@ from server.settings import Address
 from server.store import Archive
 from server.supervisor import ServerError, bind, check_distinct
 from server.watcher import ModelState
-from tests.unit.conftest import make_card
+from tests.untrained import make_card
 
 
 def model(

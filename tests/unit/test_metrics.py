@@ -16,7 +16,7 @@ from handler.errors import PayloadTooLargeError, RequestError
 from handler.metrics import SECONDS, SIZES, STAGES, Metrics, observe_all
 from handler.xor import XorHandler
 from server.exposition import Exposition
-from tests.unit.conftest import Context, make_card
+from tests.untrained import Context, make_card
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 CONTRACT = {

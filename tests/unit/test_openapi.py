@@ -17,7 +17,7 @@ from server import openapi
 from server.openapi import describe
 from server.store import Archive
 from tests.serving import ROOT
-from tests.unit.conftest import make_card
+from tests.untrained import make_card
 
 EXAMPLES: dict[str, Any] = {
     "mnist": {"instances": [[[0] * 28] * 28]},

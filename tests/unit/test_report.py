@@ -13,7 +13,7 @@ import torch
 from markupsafe import Markup
 from torch import nn
 
-from tests.unit.blobs import BLOBS, blobs
+from tests.blobs import BLOBS, blobs
 from training import figures, plots, report, summary
 from training.calibration import expected_calibration_error
 from training.corruptions import DATA_SET_SEVERITY, KINDS

@@ -7,7 +7,7 @@ import pytest
 
 from handler.card import CARD_FILE, ModelCard
 from server.store import StoreError, copy_archives, default_versions, find_archives
-from tests.unit.conftest import make_card
+from tests.untrained import make_card
 
 
 def write(file: Path, name: str, version: str = "1.0", card: str | None = None) -> Path:

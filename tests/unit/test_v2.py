@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from handler import v2
 from handler.errors import PayloadTooLargeError, RequestError
-from tests.unit.conftest import make_card
+from tests.untrained import make_card
 
 XOR, MNIST = make_card("xor"), make_card("mnist")
 

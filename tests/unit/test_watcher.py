@@ -12,7 +12,7 @@ from server.store import Archive
 from server.torchserve import ModelStatus
 from server.unix import Response
 from server.watcher import NO_ANSWER, STALE_SECONDS, Watcher
-from tests.unit.conftest import make_card
+from tests.untrained import make_card
 
 
 class Frontend:

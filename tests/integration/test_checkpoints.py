@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.blobs import BLOBS, run, trained
+from tests.blobs import BLOBS, run, trained
 from tests.unit.test_loop import StoppedError, fitting, points
 from training import cache, checkpoints
 from training.__main__ import main

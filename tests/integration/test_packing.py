@@ -11,8 +11,8 @@ import pytest
 
 from handler.card import CARD_FILE, CONFIG_FILE, TORCHSCRIPT_FILE
 from tests.archives import FAILING_HANDLER, altered, foreign
+from tests.blobs import BLOBS, blobs, trained
 from tests.serving import ROOT
-from tests.unit.blobs import BLOBS, blobs, trained
 from training import archive, cache, sources
 from training.__main__ import main
 from training.archive import ArchiveError, archive_file, pack, pack_stale, run_archiver

@@ -12,9 +12,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from tests.blobs import BLOBS, blobs, run, trained
 from tests.serving import ROOT
-from tests.unit.blobs import BLOBS, blobs, run, trained
-from tests.unit.conftest import make_card, served_model
+from tests.untrained import make_card, served_model
 from training import cache, sources
 from training.__main__ import main
 from training.augment import affine

@@ -19,7 +19,7 @@ from handler.batching import BatchHandler
 from handler.errors import RequestError
 from handler.mnist import MnistHandler
 from tests.images import dark_on_light, encode, picture, png
-from tests.unit.conftest import make_card, served_model
+from tests.untrained import make_card, served_model
 from training import evaluate as module
 from training.__main__ import main
 from training.compare import Candidate
