@@ -243,7 +243,7 @@ _CHANGES: tuple[tuple[float, Callable[[torch.Tensor, Draw], torch.Tensor]], ...]
     (0.1, _specks),
     (0.35, _paper),
     (0.1, _blot),
-    (0.18, _invert),
+    (0.4, _invert),
     (0.05, _cover),
 )
 
