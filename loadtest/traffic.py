@@ -110,21 +110,25 @@ class Client:
 
     async def _read(self, reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        content = b""
-        length = 0
+        status, closing = int(head.split(" ", 2)[1]), "connection: close" in head
         if "transfer-encoding: chunked" in head:
-            while size := int(await reader.readline(), 16):
-                content += (await reader.readexactly(size + 2))[:size]
-            await reader.readline()
-        else:
-            length = int(head.partition("content-length:")[2].partition("\r\n")[0])
+            return status, await self._read_chunks(reader), closing
+        length = int(head.partition("content-length:")[2].partition("\r\n")[0])
+        content = b""
         while len(content) < length:
             rest = length - len(content)
             part = min(rest, length // 10 + 1) if self._read_pause else rest
             content += await reader.readexactly(part)
             if self._read_pause:
                 await asyncio.sleep(self._read_pause)
-        return int(head.split(" ", 2)[1]), content, "connection: close" in head
+        return status, content, closing
+
+    async def _read_chunks(self, reader: asyncio.StreamReader) -> bytes:
+        content = b""
+        while size := int(await reader.readline(), 16):
+            content += (await reader.readexactly(size + 2))[:size]
+        await reader.readline()
+        return content
 
     async def close(self) -> None:
         """Close the connection."""

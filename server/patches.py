@@ -56,21 +56,6 @@ TURNS = Path(__file__).parent / "java" / "Turns.class"
 
 
 @dataclass(frozen=True)
-class Constants:
-    """What is added to a class's constant pool (JVM specification, 4.4).
-
-    Attributes:
-        count: the pool's, as the class file has it.
-        end: offset of its end.
-        added: constants, in the format of a class file.
-    """
-
-    count: int
-    end: int
-    added: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
 class Patch:
     """A change to one class.
 
@@ -78,24 +63,27 @@ class Patch:
         name: of the class file in the jar.
         sha256: digest of the class file that is changed; no other is.
         replacements: byte strings and what replaces each wherever it occurs.
-        constants: that the replacements refer to.
+        constants: that the replacements refer to, in the format of a class file (JVM specification,
+            4.4). They come after those that the class has.
+        pool_end: offset of the end of the class's own.
         beside: a class of ours that it calls.
     """
 
     name: str
     sha256: str
     replacements: Mapping[bytes, bytes]
-    constants: Constants | None = None
+    constants: tuple[bytes, ...] = ()
+    pool_end: int = 0
     beside: Path | None = None
 
     def changed(self, content: bytes) -> bytes:
         """A class file with this change, from one without it."""
         for before, after in self.replacements.items():
             content = content.replace(before, after)
-        if added := self.constants:
-            count = (added.count + len(added.added)).to_bytes(2, "big")
-            pool = content[10 : added.end] + b"".join(added.added)
-            content = content[:8] + count + pool + content[added.end :]
+        if self.constants:
+            count = int.from_bytes(content[8:10], "big") + len(self.constants)
+            pool = content[10 : self.pool_end] + b"".join(self.constants)
+            content = content[:8] + count.to_bytes(2, "big") + pool + content[self.pool_end :]
         return content
 
 
@@ -130,26 +118,23 @@ PATCHES = {
             # instead of it, invokestatic leave
             bytes.fromhex("3a0e 2a b40100  b601cd"): bytes.fromhex("3a0e 2a b40100  b802e9"),
         },
-        Constants(
-            count=0x2DD,
-            end=10784,
-            added=(
-                _utf8(f"{_PACKAGE}/Turns"),
-                bytes.fromhex("07 02dd"),  # 2de: class
-                _utf8("(Ljava/util/concurrent/locks/ReentrantLock;)V"),
-                _utf8("(Ljava/util/concurrent/locks/ReentrantLock;)Z"),
-                _utf8("take"),
-                bytes.fromhex("0c 02e1 02df"),  # 2e2: name and type
-                bytes.fromhex("0a 02de 02e2"),  # 2e3: method
-                _utf8("begin"),
-                bytes.fromhex("0c 02e4 02df"),
-                bytes.fromhex("0a 02de 02e5"),  # 2e6: method
-                _utf8("leave"),
-                bytes.fromhex("0c 02e7 02e0"),
-                bytes.fromhex("0a 02de 02e8"),  # 2e9: method
-            ),
+        constants=(
+            _utf8(f"{_PACKAGE}/Turns"),
+            bytes.fromhex("07 02dd"),  # 2de: class; the first constant is 2dd
+            _utf8("(Ljava/util/concurrent/locks/ReentrantLock;)V"),
+            _utf8("(Ljava/util/concurrent/locks/ReentrantLock;)Z"),
+            _utf8("take"),
+            bytes.fromhex("0c 02e1 02df"),  # 2e2: name and type
+            bytes.fromhex("0a 02de 02e2"),  # 2e3: method
+            _utf8("begin"),
+            bytes.fromhex("0c 02e4 02df"),
+            bytes.fromhex("0a 02de 02e5"),  # 2e6: method
+            _utf8("leave"),
+            bytes.fromhex("0c 02e7 02e0"),
+            bytes.fromhex("0a 02de 02e8"),  # 2e9: method
         ),
-        TURNS,
+        pool_end=10784,
+        beside=TURNS,
     ),
     "retry": Patch(
         *_WORKER_THREAD,

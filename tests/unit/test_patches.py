@@ -38,12 +38,12 @@ def test_a_patch_changes_its_bytes_and_nothing_else(
         original = archive.read(patch.name)
     assert sum(original.count(old) for old in patch.replacements) == places
     changed = (tmp_path / patch.name).read_bytes()
-    if constants := patch.constants:
-        added = b"".join(constants.added)
-        end = constants.end
+    if patch.constants:
+        added, end = b"".join(patch.constants), patch.pool_end
         assert changed[end : end + len(added)] == added
-        assert int.from_bytes(original[8:10], "big") == constants.count
-        assert int.from_bytes(changed[8:10], "big") == constants.count + len(constants.added)
+        # By which number the replacements call them.
+        assert int.from_bytes(original[8:10], "big") == 0x2DD
+        assert int.from_bytes(changed[8:10], "big") == 0x2DD + len(patch.constants)
         changed = original[:10] + changed[10:end] + changed[end + len(added) :]
     pairs = zip(original, changed, strict=True)
     assert 0 < sum(a != b for a, b in pairs) <= differing
