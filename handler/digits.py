@@ -19,8 +19,8 @@ _NOISE = 0.1
 _CROP = 0.25
 _IN_BOX = [255 * (level >= 255 * _CROP) for level in range(256)]
 # Paper is of one gray if this share of the border is within so many of 256 levels of its median.
-# Strokes may cross the rest: those of digits of 8x8 pixels, enlarged, cross 40 % of it.
-_EVEN_SHARE, _EVEN_LEVELS = 0.6, 4
+# Strokes may cross the rest: those of digits of 8x8 pixels, enlarged, cross 43 % of it.
+_EVEN_SHARE, _EVEN_LEVELS = 0.57, 4
 # Of a side: a stroke that crosses it is wider than a ruled line, and narrower than a table.
 _LINE, _TABLE = 0.03, 0.9
 # A small digit in the corner of a large page crosses the border as often, and as narrowly as lines.
