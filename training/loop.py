@@ -4,9 +4,8 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +19,6 @@ from training.losses import loss, uniform_loss
 from training.recipe import Augmentation
 from training.sampling import Sampler
 from training.settings import Settings
-
-Item = TypeVar("Item")
 
 # Each takes `lr` and `weight_decay`.
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -128,22 +125,15 @@ class Fitting:
 
         There may be more instances than labels: the last ones are outliers.
         """
-        items = self._parts_of_batches()
-        is_dear = self._augmentation is not None and self._train.x.device.type == "cpu"
-        for self._part, x, labels in _ahead(items) if is_dear else items:
-            yield x, labels
-
-    def _parts_of_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """As `batches`, with the indices of the labelled instances before each."""
         device, rank = self._train.x.device, self.group.rank
         # torch.manual_seed seeds those of all kinds of devices, which is 40 % of an epoch of `xor`.
         _global_generator(device).manual_seed(self._stream(f"dropout {rank}"))
         order = torch.Generator().manual_seed(self._stream("order"))
         generator = torch.Generator(device).manual_seed(self._stream(f"augmentation {rank}"))
         for batch in self._sampler.batches(self.steps, self._size, order):
-            part = self.group.part(batch)
-            instances, labels = self._train.x[part], self._train.y[part]
-            yield part, self._augmented(instances, labels, generator), labels
+            self._part = self.group.part(batch)
+            instances, labels = self._train.x[self._part], self._train.y[self._part]
+            yield self._augmented(instances, labels, generator), labels
 
     def _augmented(
         self, instances: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
@@ -259,26 +249,6 @@ def fit(fitting: Fitting, watch: Watch, *, description: str) -> None:
             fitting.epoch += 1
             watch.end_epoch(fitting)
     fitting.finish()
-
-
-def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each made while the one before it is used, by one of torch's threads.
-
-    Augmentation takes 11 ms of one core and a step 28, or 26 of two (batches of `cnn`, Xeon).
-    """
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield from items
-        return
-    torch.set_num_threads(threads - 1)
-    try:
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as maker:
-            coming = maker.submit(next, items, None)
-            while (item := coming.result()) is not None:
-                coming = maker.submit(next, items, None)
-                yield item
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _interval() -> float:
