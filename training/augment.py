@@ -103,26 +103,26 @@ def _warp(images: torch.Tensor, mild: int, generator: torch.Generator) -> torch.
             torch.full_like(much, little), torch.full_like(much, most), much
         )
 
-    angle, shear = up_to(math.radians(9), math.radians(38)), up_to(0.1, 0.45)
+    angle, shear = up_to(math.radians(14), math.radians(38)), up_to(0.2, 0.45)
     # Smaller digits are the more common failure: sizes are 0.65 to 1.15 of the original.
-    zoom = torch.exp(up_to(0.06, 0.25) + 0.12 * much)
-    stretch = torch.exp(up_to(0.04, 0.15))
+    zoom = torch.exp(up_to(0.1, 0.25) + 0.12 * much)
+    stretch = torch.exp(up_to(0.07, 0.15))
     cosine, sine = angle.cos(), angle.sin()
     across, down = zoom * stretch, zoom / stretch
     theta = torch.cat(
         [
             across * cosine,
             across * (shear * cosine - sine),
-            up_to(1.5 / 14, 5 / 14),
+            up_to(2 / 14, 5 / 14),
             down * sine,
             down * (shear * sine + cosine),
-            up_to(1.5 / 14, 5 / 14),
+            up_to(2 / 14, 5 / 14),
         ],
         dim=1,
     )
     grid = functional.affine_grid(theta.view(-1, 2, 3), list(images.shape), align_corners=False)
-    strength = draw.uniform(0, 1 / 28) * (1 + much[..., None, None])
-    grid += (draw.of(_warps(images.device)) * strength).permute(0, 2, 3, 1)
+    elastic = draw.of(_warps(images.device)) * draw.uniform(0, 1 / 14)
+    grid += elastic.permute(0, 2, 3, 1)
     # A tenth of the heavy ones as through ground glass.
     rough = Draw(round((len(images) - mild) / 10), generator)
     if rough.count:
