@@ -21,10 +21,23 @@ _IN_BOX = [255 * (level >= 255 * _CROP) for level in range(256)]
 # Paper is of one gray if this share of the border is within so many of 256 levels of its median.
 # Strokes may cross the rest: those of digits of 8x8 pixels, enlarged, cross 43 % of it.
 _EVEN_SHARE, _EVEN_LEVELS = 0.57, 4
+_IS_NEAR = [
+    bytes(abs(other - level) <= _EVEN_LEVELS for other in range(256)) for level in range(256)
+]
+# A digit that is cut out along its ink crosses every side. Its paper and ink are the ends of the
+# levels, with at least these shares of the border, and no other gray has more than the third share.
+# Of 800 such digits 789 are told by that, and of 1,320 photographs 2 are taken for them.
+_CUT_OUT_PAPER, _CUT_OUT_INK, _CUT_OUT_OTHER = 0.2, 0.02, 0.2
 # Of a side: a stroke that crosses it is wider than a ruled line, and narrower than a table.
 _LINE, _TABLE = 0.03, 0.9
 # A small digit in the corner of a large page crosses the border as often, and as narrowly as lines.
 _MAX_LINES = 3
+# A page in a frame fills this share of its box's edge; what is on it fills less of the box than the
+# holes of a seven-segment 0, and more than the rounded corners of a bar, which may be a 1. A page
+# with nothing on it is wider than a bar.
+_PAGE_EDGE, _PAGE_HOLES, _PAGE_WIDTH = 0.95, (0.01, 0.25), 0.7
+# The second one is what a blurred edge leaves of the first.
+_MAX_FRAMES = 2
 # At most so many pixels a side are worked on: that takes 3 ms instead of the 30 for 4,096. A stroke
 # of one pixel among those keeps a quarter of its contrast.
 _WORKING_SIDE = 1024
@@ -44,6 +57,10 @@ _TO_UPRIGHT: dict[Any, Image.Transpose] = {
 }
 
 
+# Left, top, right and bottom.
+_Box = tuple[int, int, int, int]
+
+
 def to_mnist(image: Image.Image, orientation: Any = None) -> bytes:
     """Bring a picture to the form that MNIST's authors gave theirs.
 
@@ -61,8 +78,7 @@ def to_mnist(image: Image.Image, orientation: Any = None) -> bytes:
         RequestError: the image is blank.
     """
     gray = _gray(image)
-    working = _working_size(gray)
-    ink = local_ink(_eight_bits(gray)) if working is None else _ink(working)
+    ink = _ink_of(gray)
     digit = ink.crop(_box(ink))
     if orientation in _TO_UPRIGHT:
         digit = digit.transpose(_TO_UPRIGHT[orientation])
@@ -95,31 +111,48 @@ def _gray(image: Image.Image) -> Image.Image:
     return paper
 
 
-def _working_size(gray: Image.Image) -> Image.Image | None:
-    """Reduce a large picture, or crop it to a digit that is small in it; mode L.
+def _ink_of(gray: Image.Image) -> Image.Image:
+    """Darkness of the ink, 0 to 255, in a large picture reduced, or cropped to a small digit.
 
-    None if its paper is not of one gray.
+    Raises:
+        RequestError: there is no ink.
     """
     factor = math.ceil(max(gray.size) / _WORKING_SIDE)
     reduced = _eight_bits(gray if factor == 1 else gray.reduce(factor))
-    if not _is_even(reduced):
-        return None
-    if factor == 1:
-        return reduced
-    left, top, right, bottom = _box(_ink(reduced))
-    if max(right - left, bottom - top) >= 8 * _INK_BOX:
-        return reduced
+    page = (0, 0, *reduced.size)
+    for frames in range(_MAX_FRAMES + 1):
+        paper = _even_paper(reduced)
+        if paper is None:
+            return local_ink(_eight_bits(gray.crop(_scaled(page, factor, 0, gray.size))))
+        ink = _ink(reduced, paper)
+        box = _box(ink)
+        if frames == _MAX_FRAMES or not _is_page(ink.crop(box).point(_IN_BOX)):
+            break
+        # The pixels at its edge may be half of the frame.
+        inside = (box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1)
+        reduced = reduced.crop(inside)
+        page = _shifted(inside, page)
+    if factor == 1 or max(box[2] - box[0], box[3] - box[1]) >= 8 * _INK_BOX:
+        return ink
     # Two reduced pixels around the box belong to the paper.
-    margin = 2
-    return _eight_bits(
-        gray.crop(
-            (
-                max(left - margin, 0) * factor,
-                max(top - margin, 0) * factor,
-                min((right + margin) * factor, gray.width),
-                min((bottom + margin) * factor, gray.height),
-            )
-        )
+    part = _eight_bits(gray.crop(_scaled(_shifted(box, page), factor, 2, gray.size)))
+    return _ink(part, _median(b"".join(_sides(part))))
+
+
+def _shifted(box: _Box, by: _Box) -> _Box:
+    """A box in a part of a picture, in the picture."""
+    left, top = by[:2]
+    return box[0] + left, box[1] + top, box[2] + left, box[3] + top
+
+
+def _scaled(box: _Box, factor: int, margin: int, size: tuple[int, int]) -> _Box:
+    """A box of a reduced picture in the picture itself, with so many reduced pixels around it."""
+    left, top, right, bottom = box
+    return (
+        max(left - margin, 0) * factor,
+        max(top - margin, 0) * factor,
+        min((right + margin) * factor, size[0]),
+        min((bottom + margin) * factor, size[1]),
     )
 
 
@@ -139,41 +172,82 @@ def _sides(gray: Image.Image) -> list[bytes]:
     return [gray.crop(edge).tobytes() for edge in edges]
 
 
-def _paper(sides: list[bytes]) -> int:
-    border = sorted(b"".join(sides))
-    return border[(len(border) - 1) // 2]
+def _median(levels: bytes) -> int:
+    return sorted(levels)[(len(levels) - 1) // 2]
 
 
-def _is_even(gray: Image.Image) -> bool:
-    """Whether paper is of one gray, as far as its border tells."""
-    darkest, lightest = gray.getextrema()
-    assert isinstance(darkest, int)
-    if lightest - darkest < _MIN_CONTRAST:
-        return True  # and blank
+def _even_paper(gray: Image.Image) -> int | None:
+    """The level of the paper if it is of one gray, as far as the border tells, or else None."""
+    extremes = _extremes(gray)
     sides = _sides(gray)
-    paper = _paper(sides)
-    is_paper = bytes(abs(level - paper) <= _EVEN_LEVELS for level in range(256))
-    near = lines = 0
-    for side in sides:
-        as_paper = side.translate(is_paper)
-        near += as_paper.count(1)
-        crossings = [len(run) / len(side) for run in as_paper.split(b"\1") if run]
-        if len(side) > 1 and max(crossings, default=0) > _TABLE:
-            return False
-        lines += sum(length < _LINE for length in crossings)
-    if lines > _MAX_LINES:
-        return False
-    return near >= _EVEN_SHARE * sum(map(len, sides))
+    border = b"".join(sides)
+    paper = _median(border)
+    if extremes[1] - extremes[0] < _MIN_CONTRAST:
+        return paper  # and the picture is blank
+    crossings = [length for side in sides if len(side) > 1 for length in _crossings(side, paper)]
+    if max(crossings, default=0) <= _TABLE and _is_paper(paper, sides, _EVEN_SHARE):
+        return paper
+    top, bottom = sides[:2]
+    corners = bytes([top[0], top[-1], bottom[0], bottom[-1]])
+    paper = max(extremes, key=lambda level: (_near(corners, level), _near(border, level)))
+    is_paper = _is_paper(paper, sides, _CUT_OUT_PAPER)
+    return paper if is_paper and _is_cut_out(paper, extremes, sides) else None
 
 
-def _ink(gray: Image.Image) -> Image.Image:
+def _is_paper(level: int, sides: list[bytes], least: float) -> bool:
+    """Whether at least that share of the border is of one level, and no lines cross the rest."""
+    lines = sum(length < _LINE for side in sides for length in _crossings(side, level))
+    near = sum(_near(side, level) for side in sides)
+    return lines <= _MAX_LINES and near >= least * sum(map(len, sides))
+
+
+def _is_cut_out(paper: int, extremes: tuple[int, int], sides: list[bytes]) -> bool:
+    """Whether ink crosses all sides, which it may fill, and there is nothing else but paper."""
+    border = b"".join(sides)
+    slack = round(_NOISE * (extremes[1] - extremes[0]))
+    low, high = extremes[0] + slack, extremes[1] - slack
+    ink = sum(level >= high if paper == extremes[0] else level <= low for level in border)
+    others = bytes(level for level in border if low < level < high)
+    most = max((_near(others, level) for level in set(others)), default=0)
+    return (
+        all(_crossings(side, paper) for side in sides)
+        and ink >= _CUT_OUT_INK * len(border)
+        and most <= _CUT_OUT_OTHER * len(border)
+    )
+
+
+def _crossings(side: bytes, level: int) -> list[float]:
+    """How long what is not of one level is, each as a share of the side."""
+    return [len(run) / len(side) for run in side.translate(_IS_NEAR[level]).split(b"\1") if run]
+
+
+def _is_page(box: Image.Image) -> bool:
+    """Whether what differs from a picture's border is a page with something on it.
+
+    Args:
+        box: around it, mode L, 255 where it differs and 0 elsewhere.
+    """
+    edge = b"".join(_sides(box))
+    holes = box.histogram()[0] / (box.width * box.height)
+    is_bar = holes <= _PAGE_HOLES[0] and box.width < _PAGE_WIDTH * box.height
+    is_full = edge.count(255) >= _PAGE_EDGE * len(edge)
+    return is_full and holes < _PAGE_HOLES[1] and not is_bar
+
+
+def _near(levels: bytes, level: int) -> int:
+    """How many differ little from one."""
+    return levels.translate(_IS_NEAR[level]).count(1)
+
+
+def _ink(gray: Image.Image, paper: int) -> Image.Image:
     """Darkness of the ink, 0 to 255, whichever of paper and ink is the lighter.
 
-    The border is paper, of one gray. Ink is whatever differs most from it, on either side.
+    Ink is whatever differs most from the paper, on either side.
+
+    Raises:
+        RequestError: nothing differs enough.
     """
-    paper = _paper(_sides(gray))
-    darkest, lightest = gray.getextrema()
-    assert isinstance(darkest, int)
+    darkest, lightest = _extremes(gray)
     is_dark_on_light = paper - darkest > lightest - paper
     contrast = paper - darkest if is_dark_on_light else lightest - paper
     if contrast < _MIN_CONTRAST:
@@ -184,7 +258,15 @@ def _ink(gray: Image.Image) -> Image.Image:
     return gray.point([round(255 * min(s, 1)) if s >= _NOISE else 0 for s in shares])
 
 
-def _box(ink: Image.Image) -> tuple[int, int, int, int]:
+def _extremes(gray: Image.Image) -> tuple[int, int]:
+    """The darkest and the lightest level of mode L."""
+    darkest, lightest = gray.getextrema()
+    assert isinstance(darkest, int)
+    assert isinstance(lightest, int)
+    return darkest, lightest
+
+
+def _box(ink: Image.Image) -> _Box:
     """Left, top, right and bottom of the ink."""
     box = ink.point(_IN_BOX).getbbox()
     assert box is not None  # the darkest ink is 255

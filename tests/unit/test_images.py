@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from handler.errors import PayloadTooLargeError, RequestError, UnsupportedMediaTypeError
 from handler.images import Picture, decode_plain
+from loadtest.digits import load
 from tests.images import dark_on_light, dearest_png, encode, picture, png
 
 
@@ -176,6 +177,64 @@ def test_a_digit_in_the_corner_of_a_large_page(seven: torch.Tensor) -> None:
     page = encode(dark_on_light(cropped, (4096, 4096), (4096 - cropped.width, 0)))
     alone = encode(dark_on_light(cropped, (40, 40), (9, 9)))
     assert similarity(decode(page), decode(alone)) > 0.99
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_digits_cut_out_along_their_ink(invert: bool) -> None:
+    alike = 0
+    for digit in load()[:100]:
+        image = Image.open(io.BytesIO(digit.png))
+        ink = image.crop(image.point([255 * (level > 99) for level in range(256)]).getbbox())
+        ink = ink.resize((ink.width * 10, ink.height * 10), Image.Resampling.BICUBIC)
+        page = ImageOps.expand(ink, 20)
+        if invert:
+            ink, page = ImageOps.invert(ink), ImageOps.invert(page)
+        with contextlib.suppress(RequestError):
+            alike += similarity(decode(encode(ink)), decode(encode(page))) > 0.95
+    assert alike >= 98  # a 1 that is cut out may be nothing but ink
+
+
+def test_a_stroke_along_a_whole_side_of_a_picture_is_the_digit_s() -> None:
+    seven = Image.new("L", (140, 200))
+    draw = ImageDraw.Draw(seven)
+    draw.rectangle((0, 0, 140, 30), fill=255)
+    draw.line((125, 15, 60, 200), fill=255, width=30)
+    page = ImageOps.expand(seven, 40)
+    assert similarity(decode(encode(seven)), decode(encode(page))) > 0.99
+
+
+@pytest.mark.parametrize("width", [1, 2, 20, 300])
+@pytest.mark.parametrize(("frame", "paper"), [(0, 255), (60, 255), (255, 0), (200, 30)])
+def test_a_frame_is_left_out(seven: torch.Tensor, width: int, frame: int, paper: int) -> None:
+    ink = 0 if paper > 128 else 255
+    page = ImageOps.colorize(picture(seven).resize((280, 280)), (paper,) * 3, (ink,) * 3)
+    framed = ImageOps.expand(page, width, (frame,) * 3)
+    assert similarity(decode(encode(framed)), decode(encode(page))) > 0.99
+
+
+@pytest.mark.parametrize("factor", [0.3, 4, 12])
+def test_a_blurred_frame_is_left_out(seven: torch.Tensor, factor: float) -> None:
+    page = ImageOps.invert(picture(seven).resize((280, 280)))
+    framed = ImageOps.expand(page, 6)
+    size = round(framed.width * factor)
+    resized = framed.resize((size, size), Image.Resampling.BICUBIC)
+    assert similarity(decode(encode(resized)), decode(encode(page))) > 0.95
+
+
+@pytest.mark.parametrize("width", [1, 100])
+def test_an_empty_page_in_a_frame_is_blank(width: int) -> None:
+    with pytest.raises(RequestError, match="blank"):
+        decode(encode(ImageOps.expand(Image.new("L", (210, 297), 255), width)))
+
+
+@pytest.mark.parametrize("hole", [None, (12, 12, 59, 107)])
+def test_a_bar_and_a_rectangular_zero_are_no_pages(hole: tuple[int, int, int, int] | None) -> None:
+    glyph = Image.new("L", (72 if hole else 30, 120), 255)
+    if hole:
+        glyph.paste(0, hole)
+    seen = decode(encode(ImageOps.expand(glyph, 20)))
+    assert (seen[4:24].amax(1) == 255).all()
+    assert int(seen[14, 14]) == (0 if hole else 255)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "BMP", "GIF", "WEBP"])
