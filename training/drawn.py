@@ -9,8 +9,8 @@ import torch
 from training.augment import SIDE, Draw, coarsen, curve, strokes
 from training.data import Split
 
-# Of each label: enough that jitter and width make many hands, and a twentieth of MNIST.
-COUNT = 300
+# Of each label: enough that jitter and width make many hands, and an eleventh of MNIST.
+COUNT = 500
 
 _Points = tuple[tuple[float, float], ...]
 # By label, ways to write it: strokes, each a smooth curve through points across 0 to 1 and down 0
@@ -21,6 +21,8 @@ _WAYS: dict[int, tuple[tuple[_Points, ...], ...]] = {
         (((0.1, 0.55), (0.55, 0)), ((0.55, 0), (0.55, 1.3))),
         (((0.25, 0.35), (0.55, 0)), ((0.55, 0), (0.55, 1.3))),
         (((0.25, 0.45), (0.55, 0)), ((0.55, 0), (0.55, 1.3)), ((0.25, 1.3), (0.85, 1.3))),
+        (((0.05, 0.7), (0.6, 0)), ((0.6, 0), (0.6, 1.3))),
+        (((0.4, 0), (0.4, 1.3)), ((0.15, 1.3), (0.8, 1.3))),
     ),
     2: (
         (
@@ -44,6 +46,11 @@ _WAYS: dict[int, tuple[tuple[_Points, ...], ...]] = {
         (((0.5, 0), (0.1, 0.8)), ((0.1, 0.8), (0.9, 0.75)), ((0.8, 0.5), (0.45, 1.3))),
         (((0.7, 0), (0.1, 0.85)), ((0.1, 0.85), (0.95, 0.85)), ((0.7, 0), (0.7, 1.3))),
         (((0.35, 0), (0.15, 0.7), (0.5, 0.8), (0.95, 0.7)), ((0.75, 0.3), (0.6, 1.3))),
+        (((0.6, 0), (0.2, 0.6), (0.45, 0.85), (0.95, 0.6)), ((0.85, 0.4), (0.5, 1.3))),
+        (
+            ((0.65, 0), (0.15, 0.7), (0.4, 0.9), (0.75, 0.8)),
+            ((0.8, 0.45), (0.7, 0.9), (0.55, 1.3)),
+        ),
     ),
     5: (
         (
@@ -89,7 +96,7 @@ _WAYS: dict[int, tuple[tuple[_Points, ...], ...]] = {
 
 
 def drawn_digits() -> Split:
-    """3,000 digits in MNIST's form, uint8 [n, 28, 28], always the same."""
+    """5,000 digits in MNIST's form, uint8 [n, 28, 28], always the same."""
     generator = torch.Generator().manual_seed(4)
     images, labels = [], []
     for label, ways in _WAYS.items():
