@@ -34,8 +34,8 @@ _LINE, _TABLE = 0.03, 0.9
 _MAX_LINES = 3
 # A page in a frame fills this share of its box's edge; what is on it fills less of the box than the
 # holes of a seven-segment 0, and more than the rounded corners of a bar, which may be a 1. A page
-# with nothing on it is wider than a bar.
-_PAGE_EDGE, _PAGE_HOLES, _PAGE_WIDTH = 0.95, (0.01, 0.25), 0.7
+# with nothing on it is wider than a bar. On fewer pixels a side there is no digit.
+_PAGE_EDGE, _PAGE_HOLES, _PAGE_WIDTH, _PAGE_SIDE = 0.95, (0.01, 0.25), 0.7, 12
 # The second one is what a blurred edge leaves of the first.
 _MAX_FRAMES = 2
 # At most so many pixels a side are worked on: that takes 3 ms instead of the 30 for 4,096. A stroke
@@ -227,6 +227,8 @@ def _is_page(box: Image.Image) -> bool:
     Args:
         box: around it, mode L, 255 where it differs and 0 elsewhere.
     """
+    if min(box.size) < _PAGE_SIDE:
+        return False
     edge = b"".join(_sides(box))
     holes = box.histogram()[0] / (box.width * box.height)
     is_bar = holes <= _PAGE_HOLES[0] and box.width < _PAGE_WIDTH * box.height

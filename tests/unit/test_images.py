@@ -227,6 +227,15 @@ def test_an_empty_page_in_a_frame_is_blank(width: int) -> None:
         decode(encode(ImageOps.expand(Image.new("L", (210, 297), 255), width)))
 
 
+@pytest.mark.parametrize("height", range(1, 16))
+def test_dots_of_every_size_are_refused_or_read(height: int) -> None:
+    for width in range(1, 16):
+        page = Image.new("L", (40, 30), 255)
+        page.paste(0, (9, 9, 9 + width, 9 + height))
+        with contextlib.suppress(RequestError):
+            assert decode(encode(page)).max() == 255
+
+
 @pytest.mark.parametrize("hole", [None, (12, 12, 59, 107)])
 def test_a_bar_and_a_rectangular_zero_are_no_pages(hole: tuple[int, int, int, int] | None) -> None:
     glyph = Image.new("L", (72 if hole else 30, 120), 255)
