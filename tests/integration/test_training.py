@@ -27,7 +27,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no threads)
         )
     try:
-        wait_until(lambda: "xor (mlp, seed 0)" in log.read_text())
+        wait_until(lambda: "xor (mlp, seed 1)" in log.read_text())
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(30) == 130
     finally:
