@@ -33,8 +33,8 @@ _LINE, _TABLE = 0.03, 0.9
 # A small digit in the corner of a large page crosses the border as often, and as narrowly as lines.
 _MAX_LINES = 3
 # A page in a frame fills this share of its box's edge; what is on it fills less of the box than the
-# holes of a seven-segment 0, and more than the rounded corners of a bar, which may be a 1. A page
-# with nothing on it is wider than a bar. On fewer pixels a side there is no digit.
+# holes of a seven-segment 0, and more than the rounded corners of a bar, which may be a 1, upright
+# or lying. A page with nothing on it is wider than a bar. On fewer pixels a side there is no digit.
 _PAGE_EDGE, _PAGE_HOLES, _PAGE_WIDTH, _PAGE_SIDE = 0.95, (0.01, 0.25), 0.7, 12
 # The second one is what a blurred edge leaves of the first.
 _MAX_FRAMES = 2
@@ -233,7 +233,7 @@ def _is_page(box: Image.Image) -> bool:
         return False
     edge = b"".join(_sides(box))
     holes = box.histogram()[0] / (box.width * box.height)
-    is_bar = holes <= _PAGE_HOLES[0] and box.width < _PAGE_WIDTH * box.height
+    is_bar = holes <= _PAGE_HOLES[0] and min(box.size) < _PAGE_WIDTH * max(box.size)
     is_full = edge.count(255) >= _PAGE_EDGE * len(edge)
     return is_full and holes < _PAGE_HOLES[1] and not is_bar
 
