@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -141,7 +142,10 @@ def read_archive(file: Path) -> Archive:
     if not file.is_file():
         raise StoreError(f"archive {file} is missing: run `make train` to build it")
     try:
-        with zipfile.ZipFile(file) as archive:
+        # Read once: one that is being written would be checked in one state, and hashed and served
+        # in another.
+        content = file.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for entry in archive.infolist():
                 if _leads_out(entry):
                     raise zipfile.BadZipFile(f"{entry.filename} leads out of the archive")
@@ -154,7 +158,7 @@ def read_archive(file: Path) -> Archive:
             config_file = manifest.get("configFile", CONFIG_FILE)
             config = yaml.safe_load(archive.read(config_file)) if config_file in names else None
         name, version = manifest["modelName"], manifest.get("modelVersion", "1.0")
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = hashlib.sha256(content).hexdigest()
         batch_size = int((config or {}).get("batchSize", 1))
     except (
         OSError,

@@ -85,6 +85,23 @@ def test_an_archive_that_changes_while_being_copied(tmp_path: Path) -> None:
         copy_archives([archive], tmp_path / "another")
 
 
+def test_an_archive_that_changes_while_being_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what was checked is copied: here the file is truncated right after that."""
+    file = write(tmp_path / "a.mar", "m")
+    close = zipfile.ZipFile.close
+
+    def close_and_truncate(archive: zipfile.ZipFile) -> None:
+        close(archive)
+        file.write_bytes(b"")
+
+    monkeypatch.setattr(zipfile.ZipFile, "close", close_and_truncate)
+    archives = find_archives(tmp_path, ())
+    with pytest.raises(StoreError, match="is being written; try again"):
+        copy_archives(archives, tmp_path / "copies")
+
+
 def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.mar", "m")
     (archive,) = find_archives(tmp_path, ())
