@@ -165,12 +165,17 @@ def documents(rendering: str) -> list[Document]:
 
 
 def for_a_small_node(rendering: str) -> list[Document]:
-    """The documents of a rendering that ask for little CPU, as tests have two cores at most."""
+    """The documents of a rendering for two cores at most.
+
+    They ask for little CPU, and have JVMs that compile code once only, as in `tests.serving`.
+    """
     changed = documents(rendering)
     for document in changed:
         if document["kind"] in ("Deployment", "Job"):
             for container in document["spec"]["template"]["spec"]["containers"]:
                 container["resources"]["requests"]["cpu"] = "100m"
+                option = {"name": "JDK_JAVA_OPTIONS", "value": "-XX:TieredStopAtLevel=1"}
+                container.setdefault("env", []).append(option)
     return changed
 
 
