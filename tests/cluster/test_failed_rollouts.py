@@ -15,8 +15,9 @@ from tests.cluster.clients import Client
 from tests.cluster.cluster import DEPLOYMENT, NAMESPACE, Cluster, for_a_small_node
 from tests.deploy.resources import Document
 
-# Seconds, instead of the minutes that a node pool and a registry may take.
-DEADLINE = 30
+# Seconds, instead of the minutes that a node pool and a registry may take. No new pod is ever
+# ready, so that none needs to have failed by then.
+DEADLINE = 15
 
 
 def deployment() -> Document:
