@@ -11,7 +11,7 @@ import yaml
 from loadtest.servers import wait_until
 from tests.cluster.node import Node
 from tests.deploy.resources import Document, manifest
-from tests.serving import ROOT
+from tests.serving import QUICK_JVM, ROOT
 
 T = TypeVar("T")
 NAMESPACE = "model-serving"
@@ -167,14 +167,14 @@ def documents(rendering: str) -> list[Document]:
 def for_a_small_node(rendering: str) -> list[Document]:
     """The documents of a rendering for two cores at most.
 
-    They ask for little CPU, and have JVMs that compile code once only, as in `tests.serving`.
+    They ask for little CPU, and have JVMs that start quickly.
     """
     changed = documents(rendering)
     for document in changed:
         if document["kind"] in ("Deployment", "Job"):
             for container in document["spec"]["template"]["spec"]["containers"]:
                 container["resources"]["requests"]["cpu"] = "100m"
-                option = {"name": "JDK_JAVA_OPTIONS", "value": "-XX:TieredStopAtLevel=1"}
+                option = {"name": "JDK_JAVA_OPTIONS", "value": QUICK_JVM}
                 container.setdefault("env", []).append(option)
     return changed
 
