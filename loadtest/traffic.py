@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from typing_extensions import override
+
 from loadtest.arrivals import schedule
 
 LOST = 0
@@ -38,6 +40,31 @@ class Outcome:
     status: int
     body: bytes = b""
     connection: int = 0
+
+
+class _Protocol(asyncio.StreamReaderProtocol):
+    """Keeps what came before a connection broke; asyncio drops it if a write noticed first."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        super().__init__(reader)
+        self._reader = reader
+        self._connection: asyncio.BaseTransport | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not transport.get_extra_info("sslcontext"):
+            self._connection = transport
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._connection and isinstance(exc, ConnectionError):
+            socket = self._connection.get_extra_info("socket")
+            with socket.dup() as rest, contextlib.suppress(OSError):
+                while part := rest.recv(1 << 16):
+                    self._reader.feed_data(part)
+            exc = None
+        super().connection_lost(exc)
 
 
 class Client:
@@ -69,10 +96,7 @@ class Client:
             if self._streams is None:
                 # What a slow reader has not read is to wait in the server, not in this process.
                 limit = 1 << 14 if self._read_pause else 1 << 24
-                connecting = asyncio.open_connection(
-                    self._host, self._port, limit=limit, ssl=self._is_secure or None
-                )
-                self._streams = await asyncio.wait_for(connecting, TIMEOUT_SECONDS)
+                self._streams = await asyncio.wait_for(self._connect(limit), TIMEOUT_SECONDS)
                 self._connection = next(_connections)
         except (OSError, TimeoutError):
             return outcome(REFUSED)
@@ -82,6 +106,14 @@ class Client:
             await self.close()
             return outcome(LOST, f"{len(body)} bytes sent: {error!r}".encode())
         return outcome(status, answer)
+
+    async def _connect(self, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit, loop)
+        transport, protocol = await loop.create_connection(
+            lambda: _Protocol(reader), self._host, self._port, ssl=self._is_secure or None
+        )
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def _exchange(self, body: bytes, headers: str) -> tuple[int, bytes]:
         assert self._streams
@@ -100,8 +132,7 @@ class Client:
                 writer.write(body[begin : begin + step])
                 await writer.drain()
                 if self._pause:
-                    # Not a sleep: what is written after a refusal breaks the connection, and
-                    # asyncio then drops the refusal, which has already come.
+                    # Not a sleep: the rest need not be sent after a refusal.
                     await asyncio.wait([answer], timeout=self._pause)
         status, content, closing = await answer
         if closing:

@@ -3,10 +3,13 @@
 import asyncio
 import math
 import random
+import socket
 import subprocess
 import sys
+import threading
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,3 +233,31 @@ def test_a_client_reads_answers_in_chunks() -> None:
         return [(outcome.status, outcome.body) for outcome in outcomes]
 
     assert asyncio.run(ask()) == [(200, b"one"), (200, b"two")]
+
+
+def test_client_reads_a_refusal_behind_which_the_connection_broke() -> None:
+    """The rest of the body is written when the refusal has come and nobody has read it yet."""
+    writing, closed = threading.Event(), threading.Event()
+
+    class Body(bytes):
+        def __getitem__(self, part: Any) -> Any:
+            if part.start:
+                writing.set()
+                assert closed.wait(10)
+            return super().__getitem__(part)
+
+    def refuse(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(10)
+            assert writing.wait(10)
+            connection.sendall(b"HTTP/1.1 503 \r\nContent-Length: 4\r\n\r\nbusy")
+        closed.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=refuse, args=[listener])
+        thread.start()
+        client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}/", pause=0.01)
+        outcome = asyncio.run(client.ask(Body(1000)))
+        thread.join()
+    assert (outcome.status, outcome.body) == (503, b"busy")
