@@ -17,7 +17,7 @@ LOCK := $(PY) -m uv pip compile --quiet
 # Python compiles what it imports. To compile all 13,000 files took 77 s of a first start.
 export PIP_COMPILE := 0
 
-.PHONY: help setup lock audit train models serve unit test test-cluster test-reliability deploy-tools check loadtest bench bench-peers bench-gpu image manifests clean
+.PHONY: help setup lock audit train models serve unit test test-cluster test-reliability test-tools deploy-tools check loadtest bench bench-peers bench-gpu image manifests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -85,7 +85,7 @@ unit: $(SETUP) ## run the tests that start no server (seconds)
 	@$(PY) -m pytest tests/unit
 
 # Not on whatever cluster the developer last worked with: tests cordon and drain its nodes.
-test: $(SETUP) $(DEPLOY_SETUP) $(CLIENTS_SETUP) ## run every test, and measure coverage
+test: $(SETUP) test-tools ## run every test, and measure coverage
 	@env -u KUBECONFIG $(PY) -m pytest --cov
 
 test-cluster: $(SETUP) $(DEPLOY_SETUP) ## run the manifests on the cluster of KUBECONFIG, or on a node of KUBERNETES_BINARIES
@@ -95,6 +95,8 @@ test-reliability: $(SETUP) ## measure faults, overload and hostile input at leng
 	@rm -rf artifacts/reliability/long
 	@RELIABILITY=long $(PY) -m pytest tests/reliability $(ARGS)
 	@$(PY) -m tests.reliability.report
+
+test-tools: $(DEPLOY_SETUP) $(CLIENTS_SETUP) ## install what the tests run besides the service into environments of their own
 
 deploy-tools: ## install what tests of images, rules, the cluster, the page, faults and the benchmark need besides, on Debian, as root
 	apt-get update --quiet=2
