@@ -238,12 +238,12 @@ _CHANGES: tuple[tuple[float, Callable[[torch.Tensor, Draw], torch.Tensor]], ...]
     (0.2, coarsen),
     (0.15, _outline),
     (0.2, _blur),
-    (0.4, _scribble),
+    (0.5, _scribble),
     (0.2, _noise),
     (0.1, _specks),
     (0.35, _paper),
     (0.1, _blot),
-    (0.4, _invert),
+    (0.3, _invert),
     (0.05, _cover),
 )
 
