@@ -50,17 +50,20 @@ class Draw:
         return fields[index]
 
 
-def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    x: torch.Tensor, generator: torch.Generator, mild_share: float = MILD_SHARE
+) -> torch.Tensor:
     """Change each image of a batch at random.
 
     Args:
         x: uint8 [n, 28, 28], in random order: the first are changed a little, the last much.
         generator: on the same device.
+        mild_share: of the batch, what is changed a little.
 
     Returns:
         float32 [n, 28, 28], 0 to 255.
     """
-    mild = round(len(x) * MILD_SHARE)
+    mild = round(len(x) * mild_share)
     images = _warp(x.unsqueeze(1) / 255, mild, generator)
     heavy = images[mild:]
     for share, change in _CHANGES:

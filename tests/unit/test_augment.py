@@ -30,10 +30,11 @@ def test_the_same_generator_changes_any_number_of_images_alike(change: Change, c
     assert changed.equal(change(bars(count), generator()))
 
 
-def test_the_first_are_changed_a_little_and_the_last_much() -> None:
+@pytest.mark.parametrize("share", [MILD_SHARE, 0.9])
+def test_the_first_are_changed_a_little_and_the_last_much(share: float) -> None:
     images = bars(1000)
-    changed = augment(images, generator())
-    mild = round(MILD_SHARE * len(images))
+    changed = augment(images, generator(), share)
+    mild = round(share * len(images))
     ink = changed.sum((1, 2)) / images.sum((1, 2))
     assert ink[:mild].min() > 0.4
     assert ink[:mild].max() < 2
