@@ -131,7 +131,7 @@ def accuracy_by_corruption(model: nn.Module, split: Split) -> dict[str, tuple[fl
         corrupted = torch.from_numpy(corrupt(images, kind, severity))
         return accuracy(model, Split(corrupted, split.y))
 
-    # NumPy and SciPy let go of the interpreter: two threads take 0.6 of the time of one.
+    # NumPy and SciPy let go of the interpreter: two threads take 0.7 of the time of one.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         futures = {
             kind: [pool.submit(at, kind, severity) for severity in _severities(kind)]
