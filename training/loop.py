@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
@@ -227,28 +230,62 @@ def fit(fitting: Fitting, watch: Watch, *, description: str) -> None:
         fitting: not begun; every process of its group calls this with its own.
         watch: looks on, and may continue an interrupted training.
         description: label of the progress bar.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     settings, group = fitting.settings, fitting.group
     state = group.broadcast(watch.begin(fitting))
     if state is not None:
         fitting.load_state_dict(state)
     fitting.model.train()
-    with tqdm(
-        total=settings.epochs * fitting.steps,
-        initial=fitting.epoch * fitting.steps,
-        desc=description,
-        unit="step",
-        mininterval=_interval(),
-        disable=not group.is_first,
-    ) as progress:
+    with (
+        _remembered_interrupt() as interrupted,
+        tqdm(
+            total=settings.epochs * fitting.steps,
+            initial=fitting.epoch * fitting.steps,
+            desc=description,
+            unit="step",
+            mininterval=_interval(),
+            disable=not group.is_first,
+        ) as progress,
+    ):
         while fitting.epoch < settings.epochs:
             for x, labels in fitting.batches():
                 logits, value = fitting.step(x, labels)
                 watch.step(fitting, logits, labels, value)
                 progress.update()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
             fitting.epoch += 1
             watch.end_epoch(fitting)
     fitting.finish()
+
+
+@contextmanager
+def _remembered_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, besides what else it does.
+
+    Python drops what a signal's handler raises in the callback of a weak reference, and an import
+    ends with one. Torch imports a module in the first step: of 2,000 trainings of `xor`, each
+    interrupted within 40 ms of its progress bar, one went on.
+    """
+    interrupted = threading.Event()
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(handler):  # only there may one be set; it is ignored, or in C
+        yield interrupted
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        handler(number, frame)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _interval() -> float:

@@ -1,3 +1,7 @@
+import signal
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -34,6 +38,20 @@ class Stop(Watch):
         if fitting.epoch == self.after:
             self.state = fitting.state_dict()
             raise StoppedError
+
+
+class Interrupt(Watch):
+    """Presses Ctrl-C in the callback of a weak reference, in the first step."""
+
+    steps = 0
+
+    def step(self, *_: object) -> None:
+        self.steps += 1
+        if self.steps == 1:
+            thing = fitting()
+            reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+            del thing
+            assert reference() is None
 
 
 def points() -> Split:
@@ -124,6 +142,32 @@ def test_mixed_precision_learns() -> None:
         answers = training.model(split.x).argmax(dim=1)
     assert (answers == split.y).float().mean() > 0.9
     assert {p.dtype for p in training.model.parameters()} == {torch.float32}
+
+
+class TestInterrupt:
+    def test_what_python_drops_is_not_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        dropped: list[type[BaseException]] = []
+        monkeypatch.setattr(sys, "unraisablehook", lambda args: dropped.append(args.exc_type))
+        before, watch = signal.getsignal(signal.SIGINT), Interrupt()
+        with pytest.raises(KeyboardInterrupt):
+            fitted(watch)
+        assert dropped == [KeyboardInterrupt]
+        assert watch.steps == 1
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_it_stays_ignored(self) -> None:
+        before, watch = signal.signal(signal.SIGINT, signal.SIG_IGN), Interrupt()
+        try:
+            fitted(watch)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert watch.steps == 24
+
+    def test_another_thread_trains_without_it(self) -> None:
+        with ThreadPoolExecutor(1) as thread:
+            weights = thread.submit(fitted, Watch()).result()
+        assert is_equal(weights, fitted(Watch()))
 
 
 class TestGroup:
