@@ -1,7 +1,9 @@
 import signal
 import sys
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -52,6 +54,17 @@ class Interrupt(Watch):
             reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
             del thing
             assert reference() is None
+
+
+@contextmanager
+def handling(handler: Any) -> Iterator[None]:
+    """Ctrl-C handled so, at the end, too; a shell's background jobs begin with it ignored."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def points() -> Split:
@@ -148,20 +161,16 @@ class TestInterrupt:
     def test_what_python_drops_is_not_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
         dropped: list[type[BaseException]] = []
         monkeypatch.setattr(sys, "unraisablehook", lambda args: dropped.append(args.exc_type))
-        before, watch = signal.getsignal(signal.SIGINT), Interrupt()
-        with pytest.raises(KeyboardInterrupt):
+        watch = Interrupt()
+        with handling(signal.default_int_handler), pytest.raises(KeyboardInterrupt):
             fitted(watch)
         assert dropped == [KeyboardInterrupt]
         assert watch.steps == 1
-        assert signal.getsignal(signal.SIGINT) is before
 
     def test_it_stays_ignored(self) -> None:
-        before, watch = signal.signal(signal.SIGINT, signal.SIG_IGN), Interrupt()
-        try:
+        watch = Interrupt()
+        with handling(signal.SIG_IGN):
             fitted(watch)
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        finally:
-            signal.signal(signal.SIGINT, before)
         assert watch.steps == 24
 
     def test_another_thread_trains_without_it(self) -> None:
