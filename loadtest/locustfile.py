@@ -19,6 +19,7 @@ from typing import Any
 import gevent
 from gevent.pool import Group
 from locust import FastHttpUser, constant, events, tag, task
+from locust.contrib.fasthttp import LocustBadStatusCode
 from locust.env import Environment
 from typing_extensions import override
 
@@ -96,11 +97,14 @@ class ServiceUser(FastHttpUser):
             # its turn.
             latency = lag + response.request_meta["response_time"] / 1e3
             response.request_meta["response_time"] = latency * 1e3
-            counts[f"code {response.status_code or 0}"] = 1
+            # An answer that broke off is none: its status came, its body did not.
+            error = response.request_meta["exception"]
+            status = response.status_code if answered_whole(error) else 0
+            counts[f"code {status}"] = 1
             problem = None
-            if response.status_code != 200:
-                text = response.text or str(response.error or "")
-                problem = f"{response.status_code}: {text[:200]}"
+            if status != 200:
+                text = (response.text if status else str(error)) or ""
+                problem = f"{status}: {text[:200]}"
             else:
                 answered, problem = labels_of(response.text, len(labels))
                 counts["instances"] = len(answered)
@@ -164,6 +168,11 @@ class XorPairs(ServiceUser):
     @task
     def predict(self) -> None:
         super().predict()
+
+
+def answered_whole(error: Exception | None) -> bool:
+    """Whether a request with this error, as Locust's client reports it, has a whole answer."""
+    return error is None or isinstance(error, LocustBadStatusCode)
 
 
 def labels_of(text: str | None, count: int) -> tuple[list[int], str | None]:

@@ -123,13 +123,13 @@ class TestFreeze:
                 yield server
 
     def test_shows_in_an_open_loop(self, freezing: Toy, tmp_path: Path) -> None:
-        """A sixth of the requests, which last 6 s, are to be sent while the server is frozen."""
+        """A twelfth of the requests are to be sent while the server is frozen."""
         result = locust(
             tmp_path,
             freezing.url,
             freezing.url,
             "-t",
-            "6s",
+            "12s",
             "-u",
             "4",
             "--arrival-rate",
@@ -141,7 +141,7 @@ class TestFreeze:
 
     def test_hides_in_a_closed_loop(self, freezing: Toy, tmp_path: Path) -> None:
         """Each of the 2 users waits once: 2 requests of hundreds."""
-        result = locust(tmp_path, freezing.url, freezing.url, "-t", "6s", "-u", "2", "XorPairs")
+        result = locust(tmp_path, freezing.url, freezing.url, "-t", "12s", "-u", "2", "XorPairs")
         assert passed(result), result.output
         assert result.document["scenarios"]["xor"]["requests"] > 400
         assert p99(result) < 500
@@ -200,6 +200,14 @@ class TestVerdicts:
             if message in line and "scenario" not in line
         )
         assert "FAILED" in line or "failed: " in line
+
+    def test_answer_that_breaks_off(self, tmp_path: Path) -> None:
+        """It is no answer, whatever its status was."""
+        with toy("cut") as server:
+            result = locust(tmp_path, server.url, server.url, "-t", "4s", "XorPairs")
+        assert result.code == 1
+        assert result.document["scenarios"]["xor"]["codes"].keys() == {"0"}
+        assert result.document["faults"] == []
 
     def test_requests_of_another_client(self, tmp_path: Path) -> None:
         """The cross-check goes by the server's counters, so it sees what this run did not send."""
@@ -270,7 +278,10 @@ class TestVerdicts:
         assert result.document["seconds"] < 60
 
     def test_server_that_freezes_until_the_end(self, tmp_path: Path) -> None:
-        """Requests that still wait when the run ends count as unanswered."""
+        """Requests that still wait when the run ends, after 15 s of their 20, are unanswered.
+
+        So is one whose status came before the server froze.
+        """
         with toy() as server:
 
             def stop() -> None:
@@ -278,7 +289,7 @@ class TestVerdicts:
                 os.kill(server.process.pid, signal.SIGSTOP)
 
             with meanwhile(stop):
-                result = locust(tmp_path, server.url, "none", "-t", "5s", "-u", "2", "XorPairs")
+                result = locust(tmp_path, server.url, "none", "-t", "15s", "-u", "2", "XorPairs")
         assert result.code == 1
         assert result.document["scenarios"]["xor"]["codes"]["0"] == 2
 
@@ -324,7 +335,7 @@ class TestGeneratorMetrics:
                     server.url,
                     server.url,
                     "-t",
-                    "3s",
+                    "6s",
                     "-u",
                     "2",
                     "--arrival-rate",

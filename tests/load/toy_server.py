@@ -1,6 +1,6 @@
 """A server with the contract of xor and its metrics, and optionally with a fault.
 
-python -m tests.load.toy_server PORT [wrong | malformed | uncounted]
+python -m tests.load.toy_server PORT [wrong | malformed | uncounted | cut]
 """
 
 import json
@@ -35,12 +35,13 @@ class Toy(BaseHTTPRequestHandler):
         Toy.served += Toy.fault != "uncounted"
         document = {"predictions": predictions if Toy.fault != "malformed" else "none"}
         self.reply(json.dumps(document).encode())
+        self.close_connection = Toy.fault == "cut"
 
     def reply(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body[:1] if Toy.fault == "cut" and self.command == "POST" else body)
 
     def log_message(self, *_: object) -> None: ...
 
