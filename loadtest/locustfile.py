@@ -97,9 +97,11 @@ class ServiceUser(FastHttpUser):
             # its turn.
             latency = lag + response.request_meta["response_time"] / 1e3
             response.request_meta["response_time"] = latency * 1e3
-            # An answer that broke off is none: its status came, its body did not.
+            # Any error but that of a bad status is the connection's: an answer that broke off is
+            # none, though its status came.
             error = response.request_meta["exception"]
-            status = response.status_code if answered_whole(error) else 0
+            whole = error is None or isinstance(error, LocustBadStatusCode)
+            status = response.status_code if whole else 0
             counts[f"code {status}"] = 1
             problem = None
             if status != 200:
@@ -168,11 +170,6 @@ class XorPairs(ServiceUser):
     @task
     def predict(self) -> None:
         super().predict()
-
-
-def answered_whole(error: Exception | None) -> bool:
-    """Whether a request with this error, as Locust's client reports it, has a whole answer."""
-    return error is None or isinstance(error, LocustBadStatusCode)
 
 
 def labels_of(text: str | None, count: int) -> tuple[list[int], str | None]:
